@@ -216,7 +216,7 @@ def _changed(value: Any, inner: dict[str, Any], kind: Any, name: str) -> Any:
         require(len(inner) == 1, f"{name!r} is set whole and in part")
         return parse(inner[""], kind, name)
     if value is None:  # an optional config that is not there yet starts from its defaults
-        value = next(k for k in typing.get_args(kind) if dataclasses.is_dataclass(k))()
+        value = next(k for k in typing.get_args(kind) if dataclasses.is_dataclass(k))()  # type: ignore[operator]
     try:
         return override(value, inner)
     except ValueError as error:
@@ -224,7 +224,7 @@ def _changed(value: Any, inner: dict[str, Any], kind: Any, name: str) -> Any:
 
 
 def parse(value: Any, kind: Any, name: str) -> Any:
-    """`value`, or the text of one, as the annotated type `kind`. Raises `ValueError` that names `name` where it is none."""
+    """`value`, or the text of one, as the annotated type `kind`; a `ValueError` names `name` where it is none."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     expected = f"{name} must be {_spell(kind)}, not {value!r}"
     if kind is Any:
