@@ -266,14 +266,32 @@ def _spell(kind: Any) -> str:
 
 
 def to_dict(config: Any) -> Any:
-    """A config as plain JSON values. A dataclass carries its class under "is", so that `from_dict` can rebuild it."""
+    """A config as plain JSON values. A dataclass carries its class's name under "is", so that it can be rebuilt."""
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
         inner = {field.name: to_dict(getattr(config, field.name)) for field in dataclasses.fields(config)}
-        return {"is": f"{type(config).__module__}:{type(config).__qualname__}", **inner}
+        return {"is": type(config).__name__, **inner}
     if isinstance(config, (tuple, list)):
         return [to_dict(item) for item in config]
     require(config is None or isinstance(config, (str, int, float, bool)), f"no JSON for a {type(config).__name__}")
     return config
+
+
+def from_dict(values: Any, kinds: Mapping[str, type]) -> Any:
+    """The config that `to_dict` wrote, its checks run again. `kinds` maps the names under "is" to dataclasses.
+
+    Raises:
+      ValueError: at a class or a field that this version does not know.
+    """
+    if isinstance(values, list):
+        return tuple(from_dict(value, kinds) for value in values)
+    if not isinstance(values, dict):
+        return values
+    require(values.get("is") in kinds, f"no config class {values.get('is')!r}: {nearest(str(values.get('is')), kinds)}")
+    kind = kinds[values["is"]]
+    known = [field.name for field in dataclasses.fields(kind)]
+    for name in values:
+        require(name in [*known, "is"], f"{kind.__name__} has no field {name!r}: {nearest(name, known)}")
+    return kind(**{name: from_dict(value, kinds) for name, value in values.items() if name != "is"})
 
 
 def differences(a: Any, b: Any, path: str = "") -> list[str]:

@@ -1,0 +1,122 @@
+"""Checkpoints: saved asynchronously and whole, restored onto any mesh, and another run's weights taken as a start."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+
+from bert_jax.config import nearest, require
+from bert_jax.sharding import path_of
+from bert_jax.tasks.base import Task
+
+
+class Checkpoints:
+    """The checkpoints of one workdir, by step. A half-written one is never seen: it gets its name when it is complete."""
+
+    def __init__(self, workdir: str, keep: int = 3) -> None:
+        self._directory = epath.Path(workdir).absolute() / "checkpoints"
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
+        self._manager = ocp.CheckpointManager(self._directory, options=options)
+
+    def latest(self) -> int | None:
+        """The newest step that there is a checkpoint of."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: Any) -> None:
+        """Starts to write `state` (step, params, optimizer); returns once the arrays are copied from the devices."""
+        if step in self._manager.all_steps():
+            return
+        items = {name: ocp.args.StandardSave(getattr(state, name)) for name in ("params", "optimizer")}
+        self._manager.save(step, args=ocp.args.Composite(**items))
+
+    def restore(self, step: int, state: Any) -> Any:
+        """The state at `step`, laid out as the abstract `state` (`jax.ShapeDtypeStruct`s with shardings) says.
+
+        Raises:
+          ValueError: where the checkpoint is damaged or holds other parameters.
+        """
+        items = {name: ocp.args.StandardRestore(getattr(state, name)) for name in ("params", "optimizer")}
+        try:
+            found = self._manager.restore(step, args=ocp.args.Composite(**items))
+        except Exception as error:  # Orbax raises many kinds; all mean that this checkpoint cannot be used
+            raise ValueError(
+                f"cannot restore {self._directory / str(step)}: {_first_line(error)}. If it is damaged, delete that "
+                "directory: the run then goes on from the checkpoint before"
+            ) from error
+        count = jax.device_put(jax.numpy.asarray(step, state.step.dtype), state.step.sharding)
+        return type(state)(step=count, params=found["params"], optimizer=found["optimizer"])
+
+    def wait(self) -> None:
+        """Until all that was saved is on disk."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        self._manager.close()
+
+
+def read_params(workdir: str, step: int | None = None) -> Any:
+    """The parameters of a run, as host arrays in nested dicts: those of its last checkpoint, or of `step`.
+
+    Raises:
+      ValueError: where there is no such checkpoint, or it is damaged.
+    """
+    directory = epath.Path(workdir).absolute() / "checkpoints"
+    require(
+        directory.exists(),
+        f"{workdir} holds no checkpoints: name the workdir of a run that saved one (does it lie elsewhere?)",
+    )
+    steps = sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit())
+    require(bool(steps), f"{directory} holds no complete checkpoint")
+    step = steps[-1] if step is None else step
+    require(step in steps, f"{directory} holds no checkpoint of step {step}: there is {steps}")
+    try:
+        with ocp.PyTreeCheckpointer() as reader:
+            shapes = reader.metadata(directory / str(step) / "params").item_metadata.tree
+            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
+            return reader.restore(directory / str(step) / "params", args=ocp.args.PyTreeRestore(restore_args=as_numpy))
+    except Exception as error:  # as above
+        raise ValueError(f"cannot read {directory / str(step)}: {_first_line(error)}") from error
+
+
+def initialise(params: Any, source: Any, *, task: Task, name: str) -> Any:
+    """`params` with the values of `source` (a tree of host arrays), laid out as `params` are.
+
+    What `task` calls fresh keeps its own initial values, what it calls optional does so where `source` lacks it, and what
+    it calls unused may be left over; all else must be there on both sides, in the same shape. `name` is where `source`
+    comes from, for messages.
+
+    Raises:
+      ValueError: that lists what is missing, left over or of another shape.
+    """
+    wanted = {path_of(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    given = {path_of(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(source)}
+    modules = {path.split("/")[0] for path in given}
+    skipped = {*task.fresh, *(module for module in task.optional if module not in modules)}
+
+    problems = []
+    for path, leaf in wanted.items():
+        if path.split("/")[0] in skipped:
+            continue
+        if path not in given:
+            problems.append(f"{path} is missing there ({nearest(path, given)})")
+        elif given[path].shape != leaf.shape:
+            problems.append(f"{path} is {given[path].shape} there and {leaf.shape} here")
+    left = [path for path in given if path not in wanted and path.split("/")[0] not in (*task.unused, *task.fresh)]
+    problems += [f"{path} would be left over" for path in left]
+    require(not problems, f"{name} does not fit this experiment:\n  " + "\n  ".join(problems[:12]))
+
+    def fill(keys: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
+        path = path_of(keys)
+        if path.split("/")[0] in skipped:
+            return leaf
+        return jax.device_put(given[path].astype(leaf.dtype), leaf.sharding)
+
+    return jax.tree_util.tree_map_with_path(fill, params)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

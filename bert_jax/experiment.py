@@ -1,0 +1,121 @@
+"""An experiment: everything that a run depends on, as one frozen value, and how one is read from a file."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import pathlib
+import runpy
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from etils import epath
+
+from bert_jax import config
+from bert_jax.config import require
+from bert_jax.tasks.base import Task
+from bert_jax.tasks.pretrain import Pretrain
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """A run, whole: run it with `python -m bert_jax --config=FILE`, where FILE defines EXPERIMENT as one of these."""
+
+    name: str = "bert"
+    encoder: config.Encoder | None = None  # None: as in init_from
+    task: Task = Pretrain()
+    optimizer: config.Optimizer = config.Optimizer()
+    phases: tuple[config.Phase, ...] = (config.Phase(steps=1_000_000),)
+    mesh: config.Mesh = config.Mesh()
+    every: config.Every = config.Every()
+    vocab: str = ""  # vocab.txt, a SentencePiece model or a directory with one; "": that of the corpus or of init_from
+    init_from: str = ""  # the workdir of another run, whose weights, vocabulary and encoder this one starts from
+    random_init: bool = False  # take init_from's vocabulary and encoder, but not its weights: the control of a study
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require(
+            self.encoder is not None or self.init_from != "",
+            "an experiment needs an encoder, or init_from to take one from: name the workdir of a pre-training run with "
+            "--config.init_from=DIR, or a size with --config.encoder.layers=2 and so on",
+        )
+        require(bool(self.phases), "an experiment needs at least one phase")
+        require(0 <= self.seed < 2**31, f"seed must lie in [0, 2^31), not {self.seed}")
+        if self.encoder is not None:
+            longest = max(phase.length for phase in self.phases)
+            require(
+                longest <= self.encoder.max_positions,
+                f"a phase of length {longest} needs encoder.max_positions of as many, not {self.encoder.max_positions}",
+            )
+
+
+# What a run may change when it goes on: how it is computed and watched, not what is computed.
+RESUMABLE = ("every", "mesh", "encoder.scan", "encoder.remat")
+
+
+def load(path: str) -> Experiment:
+    """The EXPERIMENT that a Python file defines. The file may import its siblings: `from experiments.bert_base import ...`.
+
+    Raises:
+      ValueError: where there is no such file, or it defines no EXPERIMENT.
+    """
+    file = pathlib.Path(path).resolve()
+    require(file.is_file(), f"there is no experiment file {path}")
+    with _importable(file.parent.parent):
+        found = runpy.run_path(str(file)).get("EXPERIMENT")
+    require(isinstance(found, Experiment), f"{path} must define EXPERIMENT = Experiment(...)")
+    return found
+
+
+@contextlib.contextmanager
+def _importable(folder: pathlib.Path) -> Iterator[None]:
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+
+
+def kinds() -> dict[str, type]:
+    """The config classes by name, tasks included: those of this package and any that are imported."""
+    values = [*vars(config).values(), Experiment, *_subclasses(Task)]
+    return {value.__name__: value for value in values if isinstance(value, type) and dataclasses.is_dataclass(value)}
+
+
+def _subclasses(base: type) -> list[type]:
+    return [kind for child in base.__subclasses__() for kind in [child, *_subclasses(child)]]
+
+
+def read_config(workdir: str) -> Experiment:
+    """The experiment that a workdir's config.json records.
+
+    Raises:
+      ValueError: where there is none, or this version does not know one of its fields.
+    """
+    path = epath.Path(workdir) / "config.json"
+    require(path.exists(), f"{workdir} is no workdir of a run: it has no config.json")
+    try:
+        return config.from_dict(json.loads(path.read_text()), kinds())
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def record(experiment: Experiment, workdir: str) -> None:
+    """Writes config.json; where one is there already, the run is the same but for what `RESUMABLE` names.
+
+    Raises:
+      ValueError: that lists the fields that differ.
+    """
+    path = epath.Path(workdir) / "config.json"
+    values = config.to_dict(experiment)
+    if path.exists():
+        before: Any = json.loads(path.read_text())
+        changed = [line for line in config.differences(before, values) if not line.startswith(RESUMABLE)]
+        require(
+            not changed,
+            f"{workdir} holds a run of another experiment; choose another --workdir, or undo these changes (field: value "
+            "there, and here):\n  " + "\n  ".join(changed),
+        )
+    path.write_text(json.dumps(values, indent=1) + "\n")

@@ -1,0 +1,140 @@
+"""How parameters and batches lie on the mesh: one strict table from parameter to logical axes, one from those to the mesh.
+
+A parameter without a row, a row without its parameter and a mesh axis used twice are errors: a forgotten row would
+otherwise be a silently replicated tensor.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import optax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from bert_jax import config
+from bert_jax.config import require
+
+BATCH = ("data", "fsdp")  # the mesh axes that split a batch's rows
+
+# The mesh axis that splits each logical axis; None is never split.
+AXES = {
+    "layers": None,
+    "three": None,  # query, key, value
+    "embed": "fsdp",
+    "vocab": "model",
+    "heads": "model",
+    "kv": None,
+    "mlp": "model",
+    "rows": None,  # small tables and vectors
+    "classes": None,
+}
+
+# Parameter path -> its logical axes.
+PARAMETERS = {
+    "encoder/embeddings/word": ("vocab", "embed"),
+    "encoder/embeddings/position": ("rows", "embed"),
+    "encoder/embeddings/segment": ("rows", "embed"),
+    "encoder/embeddings/norm/scale": ("rows",),
+    "encoder/embeddings/norm/bias": ("rows",),
+    "encoder/layers/attention/qkv/kernel": ("layers", "embed", "three", "heads", "kv"),
+    "encoder/layers/attention/qkv/bias": ("layers", "three", "heads", "kv"),
+    "encoder/layers/attention/out/kernel": ("layers", "heads", "kv", "embed"),
+    "encoder/layers/attention/out/bias": ("layers", "rows"),
+    "encoder/layers/attention_norm/scale": ("layers", "rows"),
+    "encoder/layers/attention_norm/bias": ("layers", "rows"),
+    "encoder/layers/inner/kernel": ("layers", "embed", "mlp"),
+    "encoder/layers/inner/bias": ("layers", "mlp"),
+    "encoder/layers/outer/kernel": ("layers", "mlp", "embed"),
+    "encoder/layers/outer/bias": ("layers", "rows"),
+    "encoder/layers/outer_norm/scale": ("layers", "rows"),
+    "encoder/layers/outer_norm/bias": ("layers", "rows"),
+    "pooler/dense/kernel": ("rows", "embed"),
+    "pooler/dense/bias": ("rows",),
+    "masked_lm/dense/kernel": ("rows", "embed"),
+    "masked_lm/dense/bias": ("rows",),
+    "masked_lm/norm/scale": ("rows",),
+    "masked_lm/norm/bias": ("rows",),
+    "masked_lm/bias": ("vocab",),
+    "next_sentence/dense/kernel": ("embed", "classes"),
+    "next_sentence/dense/bias": ("classes",),
+    "classifier/dense/kernel": ("embed", "classes"),
+    "classifier/dense/bias": ("classes",),
+}
+
+
+def make_mesh(shape: config.Mesh, devices: list[jax.Device] | None = None) -> jax.sharding.Mesh:
+    """The mesh over all devices, -1 resolved.
+
+    Raises:
+      ValueError: where the axes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = {"data": shape.data, "fsdp": shape.fsdp, "model": shape.model}
+    named = math.prod(size for size in sizes.values() if size != -1)
+    for name, size in sizes.items():
+        if size == -1:
+            sizes[name] = len(devices) // named
+    require(
+        math.prod(sizes.values()) == len(devices),
+        f"a mesh of {' x '.join(f'{k}={v}' for k, v in sizes.items())} does not fit {len(devices)} devices: "
+        "change --config.mesh.data, .fsdp or .model (-1 takes what is left)",
+    )
+    # Explicit axes, the default of make_mesh, would have modules name shardings; here the compiler propagates them.
+    return jax.make_mesh(
+        tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes), devices=devices
+    )
+
+
+def path_of(keys: tuple[Any, ...]) -> str:
+    """A tree path as the table spells it: "encoder/embeddings/word"."""
+    return "/".join(str(getattr(key, "key", getattr(key, "name", key))) for key in keys)
+
+
+def parameter_specs(params: Any, table: dict[str, tuple[str, ...]] = PARAMETERS) -> Any:
+    """The `PartitionSpec` of each parameter (arrays or shapes), by the table.
+
+    Raises:
+      ValueError: at a parameter without a row or of another rank, a row of a module in use without its parameter, or a
+        mesh axis used twice in one row.
+    """
+    found = {path_of(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    for path, leaf in found.items():
+        require(path in table, f"parameter {path} {leaf.shape} has no row in sharding.PARAMETERS: add one")
+        require(len(table[path]) == leaf.ndim, f"parameter {path} is {leaf.shape}, its row says {table[path]}")
+        used = [AXES[axis] for axis in table[path] if AXES[axis]]
+        require(len(used) == len(set(used)), f"parameter {path}: {table[path]} uses a mesh axis twice: {used}")
+    modules = {path.split("/")[0] for path in found}
+    for path in table:
+        require(path.split("/")[0] not in modules or path in found, f"no parameter for the row {path}: remove or rename")
+    return jax.tree_util.tree_map_with_path(lambda keys, _: PartitionSpec(*map(AXES.get, table[path_of(keys)])), params)
+
+
+def state_shardings(mesh: jax.sharding.Mesh, optimizer: optax.GradientTransformation, state: Any) -> Any:
+    """The shardings of a train state (step, params, optimizer): Adam's moments lie as their parameters do.
+
+    Raises:
+      ValueError: as `parameter_specs`, and where a parameter's axis is no multiple of the mesh axis that splits it.
+    """
+    specs = parameter_specs(state.params)
+    for (keys, leaf), spec in zip(
+        jax.tree_util.tree_leaves_with_path(state.params), jax.tree.leaves(specs), strict=True
+    ):
+        for size, axis in zip(leaf.shape, spec, strict=True):
+            parts = mesh.shape[axis] if axis else 1
+            require(
+                size % parts == 0,
+                f"{path_of(keys)} {leaf.shape}: {size} cannot be split over mesh.{axis}={parts}; choose a divisor of it",
+            )
+    replicated = NamedSharding(mesh, PartitionSpec())
+    shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
+    moments = optax.tree_utils.tree_map_params(
+        optimizer, lambda _, sharding: sharding, state.optimizer, shardings, transform_non_params=lambda _: replicated
+    )
+    return type(state)(step=replicated, params=shardings, optimizer=moments)
+
+
+def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
+    """Rows split over `BATCH`, all else whole."""
+    return NamedSharding(mesh, PartitionSpec(BATCH))
