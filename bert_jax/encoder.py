@@ -1,0 +1,161 @@
+"""The encoder: embeddings, attention, feed-forward, layer upon layer (paper, section 3; post-norm)."""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from bert_jax import config
+from bert_jax.config import require
+from bert_jax.dropout import Dropout
+
+
+class Encoded(NamedTuple):
+    """What the encoder gives its heads."""
+
+    hidden: Float[Array, "B T D"]
+    table: Float[Array, "V D"]  # the word embeddings, to which the masked LM's output is tied
+    layers: Float[Array, "N B T D"] | None = None  # the embeddings' output and each layer's, N = L + 1
+
+
+class Bert(nn.Module):
+    """The encoder. Its layers' parameters are stacked along a leading axis L, whether the loop is scanned or not."""
+
+    config: config.Encoder
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens: Int[Array, "B T"],
+        segments: Int[Array, "B T"],
+        mask: Bool[Array, "B T"],
+        *,
+        train: bool = False,
+        all_layers: bool = False,
+    ) -> Encoded:
+        """Hidden states. `mask` is False on padding; `train` turns dropout on; `all_layers` keeps each layer's output.
+
+        Raises:
+          ValueError: the sequence is longer than the positions the model has.
+        """
+        length, room = tokens.shape[1], self.config.max_positions
+        require(length <= room, f"a sequence of {length} tokens exceeds the model's {room} positions (max_positions)")
+        x, table = Embeddings(self.config, name="embeddings")(tokens, segments, train=train)
+        # Added to the scores, as in the reference. In float32 it leaves padding a weight of exactly 0 beside any real
+        # token, and a row that is all padding (it fills up a last batch) stays finite.
+        bias = jnp.where(mask, 0.0, -10_000.0)[:, None, None, :]
+        scan = self.config.scan
+        layer = Layer
+        if self.config.remat == "layer":
+            layer = nn.remat(Layer, prevent_cse=not scan)  # a scan's body cannot be merged with its backward pass
+        layers = nn.scan(
+            layer,
+            variable_axes={"params": 0},
+            split_rngs={"params": True, "dropout": True},
+            in_axes=nn.broadcast,
+            length=self.config.layers,
+            unroll=1 if scan else self.config.layers,
+        )
+        hidden, outputs = layers(self.config, train, all_layers, name="layers")(x, bias)
+        return Encoded(hidden, table, None if outputs is None else jnp.concatenate([x[None], outputs]))
+
+
+class Embeddings(nn.Module):
+    """Word + position + segment, LayerNorm, dropout. Gives [B, T, D], and the word table [V, D]."""
+
+    config: config.Encoder
+
+    @nn.compact
+    def __call__(
+        self, tokens: Int[Array, "B T"], segments: Int[Array, "B T"], *, train: bool
+    ) -> tuple[Float[Array, "B T D"], Float[Array, "V D"]]:
+        c = self.config
+        word = self.param("word", kernel_init(c), (c.vocab_size, c.hidden))
+        position = self.param("position", kernel_init(c), (c.max_positions, c.hidden))
+        segment = self.param("segment", kernel_init(c), (c.segments, c.hidden))
+        # A product with one-hot rows: its gradient is a product too, where a look-up's scatters all B*T rows onto two.
+        x = jnp.take(word, tokens, axis=0) + jax.nn.one_hot(segments, c.segments) @ segment
+        x = x + position[None, : tokens.shape[1]]
+        x = LayerNorm(c, name="norm")(x)
+        return Dropout(c.dropout, c.dropout_rng, name="dropout")(x, train=train), word
+
+
+class Layer(nn.Module):
+    """Attention and feed-forward, each: dropout, residual sum, LayerNorm. The signature is that of a scan's body."""
+
+    config: config.Encoder
+    train: bool
+    keep_output: bool = False
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B T D"], bias: Float[Array, "B 1 1 T"]
+    ) -> tuple[Float[Array, "B T D"], Float[Array, "B T D"] | None]:
+        c = self.config
+        drop = functools.partial(Dropout, c.dropout, c.dropout_rng)
+        y = Attention(c, name="attention")(x, bias, train=self.train)
+        x = LayerNorm(c, name="attention_norm")(x + drop(name="attention_dropout")(y, train=self.train))
+        y = dense(c, c.feed_forward, "inner")(x)
+        y = dense(c, c.hidden, "outer")(gelu(c, y))
+        x = LayerNorm(c, name="outer_norm")(x + drop(name="outer_dropout")(y, train=self.train))
+        return x, x if self.keep_output else None
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention, dropout on its probabilities.
+
+    One kernel [D, H * 3 * K] holds each head's query, key and value side by side, so that a cut across heads, as model
+    parallelism makes it, never parts them.
+    """
+
+    config: config.Encoder
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B T D"], bias: Float[Array, "B 1 1 T"], *, train: bool
+    ) -> Float[Array, "B T D"]:
+        c = self.config
+        size = c.hidden // c.heads
+        qkv = dense(c, 3 * c.hidden, "qkv")(x).reshape(*x.shape[:2], c.heads, 3, size)
+        query, key, value = qkv[:, :, :, 0], qkv[:, :, :, 1], qkv[:, :, :, 2]
+        scores = jnp.einsum("bqhk,bthk->bhqt", query * size**-0.5, key, preferred_element_type=jnp.float32)
+        probabilities = jax.nn.softmax(scores + bias).astype(x.dtype)
+        probabilities = Dropout(c.attention_dropout, c.dropout_rng, name="dropout")(probabilities, train=train)
+        mixed = jnp.einsum("bhqt,bthk->bqhk", probabilities, value)
+        return dense(c, c.hidden, "out")(mixed.reshape(x.shape))
+
+
+class LayerNorm(nn.Module):
+    """LayerNorm over the last axis, computed in float32, given in the activations' type."""
+
+    config: config.Encoder
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*rows D"]) -> Float[Array, "*rows D"]:
+        shape = (1,) * (x.ndim - 1) + x.shape[-1:]
+        scale = self.param("scale", nn.initializers.ones, x.shape[-1:]).reshape(shape)
+        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:]).reshape(shape)
+        x = x.astype(jnp.float32)
+        x = x - x.mean(-1, keepdims=True)
+        x = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.config.layer_norm_eps)
+        return (x * scale + bias).astype(self.config.dtype)
+
+
+def gelu(config: config.Encoder, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """x times the normal distribution's CDF at x, exact ("erf") or by the tanh approximation."""
+    return jax.nn.gelu(x, approximate=config.gelu == "tanh")
+
+
+def dense(config: config.Encoder, features: int, name: str) -> nn.Dense:
+    """A dense layer as BERT starts it: kernel [inputs, features] from `kernel_init`, bias zero."""
+    return nn.Dense(features, dtype=config.dtype, kernel_init=kernel_init(config), name=name)
+
+
+def kernel_init(config: config.Encoder) -> jax.nn.initializers.Initializer:
+    """A normal distribution of standard deviation `init_stddev`, cut at two sigma (what is left has 0.88 of it)."""
+    return nn.initializers.truncated_normal(config.init_stddev)
