@@ -1,0 +1,488 @@
+"""Text to token ids and back: WordPiece exactly as the reference cuts it, SentencePiece, and the training of both.
+
+The `tokenizers` library's own BERT normaliser is not the reference's (it drops unassigned and private characters, lowers
+a final sigma otherwise, knows an older Unicode), so text is normalised here, with `str.translate` over tables that fill
+as characters appear, and the library cuts the words.
+"""
+
+from __future__ import annotations
+
+import abc
+import collections
+import hashlib
+import io
+import itertools
+import json
+import os
+import pathlib
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import sentencepiece
+import tokenizers
+from sentencepiece import sentencepiece_model_pb2, sentencepiece_pb2
+
+from bert_jax.config import require
+
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+MAX_WORD = 200  # characters; a longer word is [UNK]
+
+_CJK = (  # the ranges whose characters are words by themselves
+    (0x4E00, 0x9FFF),
+    (0x3400, 0x4DBF),
+    (0x20000, 0x2A6DF),
+    (0x2A700, 0x2B73F),
+    (0x2B740, 0x2B81F),
+    (0x2B820, 0x2CEAF),
+    (0xF900, 0xFAFF),
+    (0x2F800, 0x2FA1F),
+)
+
+
+class _Memo(dict):
+    """A function's results by argument, found at the speed of a dict; emptied when `limit` of them are held."""
+
+    def __init__(self, function: Callable[[Any], Any], limit: int = 1 << 18):
+        self._function, self._limit = function, limit
+
+    def __missing__(self, key: Any) -> Any:
+        if len(self) >= self._limit:
+            self.clear()
+        value = self[key] = self._function(key)
+        return value
+
+
+def _clean(code: int) -> str | None:
+    """What becomes of a character first: all white space is " ", control characters go, CJK stands apart."""
+    char, category = chr(code), unicodedata.category(chr(code))
+    if char in "\t\n\r" or category == "Zs":
+        return " "
+    if code in (0, 0xFFFD) or category in ("Cc", "Cf"):
+        return None
+    return f" {char} " if any(low <= code <= high for low, high in _CJK) else char
+
+
+def _punctuation(code: int) -> bool:
+    ascii_symbol = 33 <= code <= 47 or 58 <= code <= 64 or 91 <= code <= 96 or 123 <= code <= 126
+    return ascii_symbol or unicodedata.category(chr(code)).startswith("P")
+
+
+def _split(code: int) -> str:
+    return f" {chr(code)} " if _punctuation(code) else chr(code)
+
+
+def _split_bare(code: int) -> str | None:
+    return None if unicodedata.category(chr(code)) == "Mn" else _split(code)
+
+
+_CLEAN, _SPLIT, _SPLIT_BARE = (_Memo(function, limit=1 << 21) for function in (_clean, _split, _split_bare))
+
+# Runs between white space as `_clean` leaves it: what the reference's steps never look across.
+_CHUNK = re.compile("[^ \t\n\r\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+")
+
+
+def words(text: str, lower: bool) -> list[str]:
+    """The reference's BasicTokenizer: cleaned, lower-cased and without accents where `lower`, cut at punctuation.
+
+    Source: PAPER item 17, google-research/bert `tokenization.py`.
+    """
+    text = text.translate(_CLEAN)
+    if not lower:
+        return text.translate(_SPLIT).split()
+    text = text.lower()
+    if not text.isascii():
+        text = unicodedata.normalize("NFD", text)
+    return text.translate(_SPLIT_BARE).split()
+
+
+def _aligned_words(text: str, lower: bool) -> Iterator[tuple[str, list[tuple[int, int]]]]:
+    """`words`, and for each of their characters the span of `text` that it came from. Slow: a Python step a character."""
+    chars = [(c, i) for i, char in enumerate(text) for c in char.translate(_CLEAN)]
+    if lower:
+        # Lower case depends on the context (a final sigma), its length does not.
+        origins = [i for char, i in chars for _ in char.lower()]
+        chars = list(zip("".join(char for char, _ in chars).lower(), origins, strict=True))
+        chars = [(c, i) for char, i in chars for c in unicodedata.normalize("NFD", char)]
+    word: list[str] = []
+    spans: list[tuple[int, int]] = []
+    for marks, run in itertools.groupby(chars, key=lambda pair: lower and unicodedata.combining(pair[0]) > 0):
+        # NFD orders the marks of one letter by their class.
+        for char, i in sorted(run, key=lambda pair: unicodedata.combining(pair[0])) if marks else run:
+            kept = char.translate(_SPLIT_BARE if lower else _SPLIT)
+            if not kept and spans:  # a dropped accent belongs to its letter
+                spans[-1] = (spans[-1][0], max(spans[-1][1], i + 1))
+            for c in kept:
+                if not c.isspace():
+                    word.append(c)
+                    spans.append((i, i + 1))
+                elif word:
+                    yield "".join(word), spans
+                    word, spans = [], []
+    if word:
+        yield "".join(word), spans
+
+
+class Tokenizer(abc.ABC):
+    """What both kinds share. Picklable; two tokenizers with one `fingerprint` give the same ids for every text."""
+
+    lower: bool  # whether text is lower-cased
+    pad: int  # ids of the special tokens
+    unk: int
+    cls: int
+    sep: int
+    mask: int
+    continuation: np.ndarray  # bool [V]: the piece continues a word; False for the special tokens
+    fingerprint: str  # sha256, hexadecimal, of vocabulary and casing
+
+    def __init__(self, pieces: Sequence[str]):
+        self._pieces = list(pieces)
+
+    @property
+    def vocab_size(self) -> int:
+        """V, the number of ids."""
+        return len(self._pieces)
+
+    @property
+    def special(self) -> tuple[int, int, int, int, int]:
+        """The ids of [PAD], [UNK], [CLS], [SEP] and [MASK]."""
+        return self.pad, self.unk, self.cls, self.sep, self.mask
+
+    def pieces(self, ids: Iterable[int]) -> list[str]:
+        """The tokens as they stand in the vocabulary."""
+        return [self._pieces[i] for i in ids]
+
+    @abc.abstractmethod
+    def encode(self, text: str) -> list[int]:
+        """The ids of `text`, no special tokens added. A "[MASK]" in it is plain text, as in the reference."""
+
+    @abc.abstractmethod
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """`encode`, and for each token the characters of `text` that it covers: start, and end (exclusive)."""
+
+    @abc.abstractmethod
+    def decode(self, ids: Iterable[int]) -> str:
+        """Readable text; [CLS], [SEP] and [PAD] are left out."""
+
+    @abc.abstractmethod
+    def save(self, directory: str | os.PathLike) -> None:
+        """Writes what `load(directory)` reads: the vocabulary, and `tokenizer_config.json` with the casing."""
+
+    def _save_config(self, directory: pathlib.Path) -> None:
+        config = json.dumps({"do_lower_case": self.lower}, indent=2)
+        (directory / "tokenizer_config.json").write_text(config + "\n", encoding="utf-8")
+
+
+class WordPiece(Tokenizer):
+    """The reference's tokenizer over a vocabulary of pieces, in the order of their ids; `##` marks a continuation.
+
+    Raises:
+      ValueError: where a special token is missing, or a piece is empty or there twice.
+    """
+
+    def __init__(self, pieces: Sequence[str], lower: bool):
+        super().__init__(pieces)
+        self.lower = lower
+        index = {piece: i for i, piece in enumerate(self._pieces)}
+        missing = [token for token in SPECIAL if token not in index]
+        require(
+            not missing, f"no {', '.join(missing)} in it: a BERT vocabulary has {', '.join(SPECIAL)}, a token a line"
+        )
+        require("" not in index, f"line {index.get('', 0) + 1} is empty: a vocabulary has a token on every line")
+        if len(index) < len(self._pieces):
+            second = next(i for i, piece in enumerate(self._pieces) if index[piece] != i)
+            piece = self._pieces[second]
+            raise ValueError(f"lines {second + 1} and {index[piece] + 1} are both {piece!r}: a token has one id")
+        self.pad, self.unk, self.cls, self.sep, self.mask = (index[token] for token in SPECIAL)
+        self.continuation = np.array([piece.startswith("##") for piece in self._pieces])
+        content = "\n".join([f"WordPiece lower={lower}", *self._pieces])
+        self.fingerprint = hashlib.sha256(content.encode()).hexdigest()
+        self._model = tokenizers.models.WordPiece(index, unk_token="[UNK]", max_input_chars_per_word=MAX_WORD)
+        self._ids = _Memo(self._cut)
+        self._aligned = _Memo(self._align, limit=1 << 16)
+
+    def __reduce__(self) -> tuple:
+        return WordPiece, (self._pieces, self.lower)
+
+    def _cut(self, word: str) -> list[int]:
+        """Greedy longest match first."""
+        try:
+            return [token.id for token in self._model.tokenize(word)]
+        except UnicodeEncodeError:  # half a surrogate pair, which is in no vocabulary
+            return [self.unk]
+
+    def _align(self, chunk: str) -> list[tuple[int, int, int]]:
+        """(id, start, end) of each token of a text without white space."""
+        tokens = []
+        for word, spans in _aligned_words(chunk, self.lower):
+            ids = self._ids[word]
+            lengths = [len(self._pieces[i].removeprefix("##")) for i in ids] if ids != [self.unk] else [len(word)]
+            ends = list(itertools.accumulate(lengths))
+            starts = [0, *ends[:-1]]
+            tokens += [(i, spans[a][0], spans[b - 1][1]) for i, a, b in zip(ids, starts, ends, strict=True)]
+        return tokens
+
+    def encode(self, text: str) -> list[int]:
+        return list(itertools.chain.from_iterable(map(self._ids.__getitem__, words(text, self.lower))))
+
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        ids, spans = [], []
+        for chunk in _CHUNK.finditer(text):
+            origin = chunk.start()
+            for i, start, end in self._aligned[chunk[0]]:
+                ids.append(i)
+                spans.append((origin + start, origin + end))
+        return ids, spans
+
+    def decode(self, ids: Iterable[int]) -> str:
+        text = " ".join(self.pieces(i for i in ids if i not in (self.pad, self.cls, self.sep))).replace(" ##", "")
+        return _LOOSE.sub(lambda match: match[0].strip(), text.removeprefix("##"))
+
+    def save(self, directory: str | os.PathLike) -> None:
+        folder = pathlib.Path(directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "vocab.txt").write_bytes("".join(piece + "\n" for piece in self._pieces).encode())
+        self._save_config(folder)
+
+
+# Spaces that a reader would not write: before a closing mark, after an opening one, in "don ' t", between CJK characters.
+_HAN = "".join(f"{chr(low)}-{chr(high)}" for low, high in _CJK) + "，。、！？；：（）《》「」“”"
+_LOOSE = re.compile(
+    rf" (?=[.,!?;:%)\]}}])|(?<=[(\[{{]) |(?<=\w) ' (?=(?:s|t|d|m|re|ve|ll)\b)|(?<=[{_HAN}]) (?=[{_HAN}])"
+)
+
+
+class SentencePiece(Tokenizer):
+    """A SentencePiece model, unigram or BPE, given as the bytes of its file. It carries its own normalisation.
+
+    The special tokens are looked up by their usual names; those that the model lacks get ids after its last piece.
+
+    Raises:
+      ValueError: where `model` is no SentencePiece model.
+    """
+
+    _NAMES = (("[PAD]", "<pad>"), ("[CLS]", "<cls>", "<s>"), ("[SEP]", "<sep>", "</s>"), ("[MASK]", "<mask>"))
+
+    def __init__(self, model: bytes, lower: bool = False):
+        proto = sentencepiece_model_pb2.ModelProto()
+        try:
+            proto.ParseFromString(model)
+            sentencepiece.SentencePieceProcessor(model_proto=model)
+        except Exception as error:  # protobuf's DecodeError and a RuntimeError, by where the bytes end
+            raise ValueError("not a SentencePiece model") from error
+        super().__init__([piece.piece for piece in proto.pieces])
+        self.lower = lower
+        self._model = model
+        index = {piece: i for i, piece in enumerate(self._pieces)}
+        found = [next((index[name] for name in names if name in index), None) for names in self._NAMES]
+        for i in found:  # a "user defined" [MASK] would be cut out of raw text; a control symbol is not
+            if i is not None:
+                proto.pieces[i].type = sentencepiece_model_pb2.ModelProto.SentencePiece.CONTROL
+        self._processor = sentencepiece.SentencePieceProcessor(model_proto=proto.SerializeToString())
+        self.unk = self._processor.unk_id()
+        ids = []
+        for names, i in zip(self._NAMES, found, strict=True):
+            ids.append(len(self._pieces) if i is None else i)
+            self._pieces += [names[0]] if i is None else []
+        self.pad, self.cls, self.sep, self.mask = ids
+        count = len(proto.pieces)
+        odd = [i in self.special or (i < count and self._processor.is_control(i)) for i in range(self.vocab_size)]
+        self.continuation = np.array([not p.startswith("▁") and not o for p, o in zip(self._pieces, odd, strict=True)])
+        self.fingerprint = hashlib.sha256(b"SentencePiece\n" + model).hexdigest()
+
+    def __reduce__(self) -> tuple:
+        return SentencePiece, (self._model, self.lower)
+
+    def encode(self, text: str) -> list[int]:
+        return self._processor.encode(_encodable(text))
+
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        proto = sentencepiece_pb2.SentencePieceText()
+        proto.ParseFromString(self._processor.encode_as_serialized_proto(_encodable(text)))
+        # The library counts bytes. chars[b] is the character that byte b belongs to.
+        sizes = [len(char.encode("utf-8", "replace")) for char in text]
+        chars = [i for i, size in enumerate(sizes) for _ in range(size)] + [len(text)]
+        spans = []
+        for piece in proto.pieces:
+            start, end = chars[piece.begin], chars[piece.end]
+            while start < end and text[start].isspace():
+                start += 1
+            spans.append((start, end))
+        return [piece.id for piece in proto.pieces], spans
+
+    def decode(self, ids: Iterable[int]) -> str:
+        parts = []
+        for special, run in itertools.groupby(ids, key=lambda i: i in self.special and i != self.unk):
+            if not special:
+                parts.append(self._processor.decode(list(run)))
+            else:
+                parts += [self._pieces[i] for i in run if i == self.mask]
+        return " ".join(parts)
+
+    def save(self, directory: str | os.PathLike) -> None:
+        folder = pathlib.Path(directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "spm.model").write_bytes(self._model)
+        self._save_config(folder)
+
+
+def _encodable(text: str) -> str:
+    """`text` with "?" for each half of a surrogate pair, which has no UTF-8."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
+
+
+def load(path: str | os.PathLike, lower: bool | None = None) -> Tokenizer:
+    """The tokenizer of a `vocab.txt`, a SentencePiece `*.model`, or a directory that holds one of them.
+
+    `lower` decides the casing of a vocab.txt. Without it, `tokenizer_config.json` beside the file does
+    ("do_lower_case", the name in published directories), and without that the pieces: one that lower-casing would
+    change means cased.
+
+    Raises:
+      FileNotFoundError: no such file, or nothing to load in the directory.
+      ValueError: names the file and what is wrong with it.
+    """
+    file = pathlib.Path(path)
+    if file.is_dir():
+        candidates = [file / "vocab.txt"] if (file / "vocab.txt").exists() else sorted(file.glob("*.model"))
+        if not candidates:
+            raise FileNotFoundError(f"{file}: neither a vocab.txt nor a *.model in it")
+        names = ", ".join(candidate.name for candidate in candidates)
+        require(len(candidates) == 1, f"{file}: which of {names}? name the file itself")
+        file = candidates[0]
+    content = file.read_bytes()
+    require(bool(content), f"{file}: the file is empty")
+    if lower is None:
+        lower = _saved_casing(file.with_name("tokenizer_config.json"))
+    try:
+        if file.suffix == ".model":
+            return SentencePiece(content, bool(lower))
+        pieces = [line.removesuffix("\r") for line in content.decode("utf-8").removesuffix("\n").split("\n")]
+        return WordPiece(pieces, not _cased(pieces) if lower is None else lower)
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        message = f"{file}:{line}: byte {error.start} is {content[error.start]:#04x}, which is not UTF-8"
+        raise ValueError(message) from None
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
+
+
+def _saved_casing(file: pathlib.Path) -> bool | None:
+    """The casing that a tokenizer_config.json states; None where there is none."""
+    if not file.exists():
+        return None
+    try:
+        lower = json.loads(file.read_bytes()).get("do_lower_case")
+    except (ValueError, AttributeError):
+        raise ValueError(f"{file}: not a JSON object") from None
+    require(lower is None or isinstance(lower, bool), f"{file}: do_lower_case must be true or false, not {lower!r}")
+    return lower
+
+
+def _cased(pieces: Iterable[str]) -> bool:
+    """Whether lower-casing would change an ordinary piece. Pieces in brackets ([CLS], <S>) are not ordinary."""
+    return any(piece != piece.lower() and piece[0] not in "[<" for piece in pieces if piece)
+
+
+def train_wordpiece(
+    texts: Iterable[str], size: int, *, lower: bool = True, coverage: float = 0.9999, min_count: int = 2
+) -> WordPiece:
+    """A vocabulary of at most `size` pieces; the same texts give the same one, in any order.
+
+    The special tokens lie where BERT-Base has them: [PAD] at 0, the others at 100 to 103, between [unused] pieces; below
+    a size of 1,000 they are the first five. Then come the single characters, those most frequent ones that make up the
+    share `coverage` of the text (the knob that matters for Chinese), and then what byte-pair merges of the words give.
+    Merges seen fewer than `min_count` times are left out, so a short text gives fewer than `size` pieces.
+
+    Raises:
+      ValueError: no words in `texts`, or `size` has no room for the characters.
+    """
+    counts: collections.Counter[str] = collections.Counter()
+    for text in texts:
+        counts.update(words(text, lower))
+        if len(counts) > 10_000_000:  # bounds the memory at 2 GB; what came once in so much text is noise
+            counts = collections.Counter({word: count for word, count in counts.items() if count > 1})
+    require(bool(counts), "no words to make a vocabulary of: the input is empty")
+    alphabet = _alphabet(counts, coverage)
+    kept = sorted(word for word in counts if alphabet.issuperset(word) and len(word) <= MAX_WORD)
+    inner = {f"##{char}" for word in kept for char in word[1:]}
+    unused = [f"[unused{i}]" for i in range(99)] if size >= 1000 else []
+    reserved = [SPECIAL[0], *unused, *SPECIAL[1:]]
+    # The characters go in as "special" tokens: the trainer would number them in the order of a hash map.
+    first = sorted(alphabet) + sorted(inner)
+    require(
+        size >= len(reserved) + len(first),
+        f"a vocabulary of {size} has no room: {len(reserved)} pieces are reserved and the text has {len(alphabet)} "
+        f"characters ({len(first)} pieces) at a coverage of {coverage}. "
+        f"Ask for {len(reserved) + len(first)} or more, or lower the coverage",
+    )
+    trainer = tokenizers.trainers.WordPieceTrainer(
+        vocab_size=size - len(reserved), special_tokens=first, min_frequency=min_count, show_progress=False
+    )
+    model = tokenizers.Tokenizer(tokenizers.models.WordPiece(unk_token="[UNK]"))
+    model.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    model.train_from_iterator(_repeated(kept, counts), trainer)
+    index = model.get_vocab()
+    return WordPiece(reserved + sorted(index, key=index.__getitem__), lower)
+
+
+def _alphabet(counts: collections.Counter[str], coverage: float) -> set[str]:
+    """The fewest characters that make up the share `coverage` of all characters."""
+    chars: collections.Counter[str] = collections.Counter()
+    for word, count in counts.items():
+        for char in word:
+            chars[char] += count
+    order = sorted(chars, key=lambda char: (-chars[char], char))
+    shares = np.cumsum([chars[char] for char in order]) / chars.total()
+    needed = int(np.searchsorted(shares, coverage * (1 - 1e-12))) + 1
+    return {char for char in order[:needed] if char.isprintable()}  # lone surrogates are not, and have no UTF-8
+
+
+def _repeated(words: Iterable[str], counts: collections.Counter[str], most: int = 10_000) -> Iterator[str]:
+    """Each word as often as it was counted: the trainer takes text, no counts."""
+    for word in words:
+        for start in range(0, counts[word], most):
+            yield " ".join([word] * min(most, counts[word] - start))
+
+
+def train_sentencepiece(
+    texts: Iterable[str],
+    size: int,
+    *,
+    kind: Literal["unigram", "bpe"] = "unigram",
+    lower: bool = True,
+    coverage: float = 0.9999,
+) -> SentencePiece:
+    """A SentencePiece model of `size` pieces, [PAD], [UNK], [CLS], [SEP] and [MASK] the first five.
+
+    `texts` are sentences or paragraphs; the library leaves out those above 64 KB. `lower` folds case (NFKC_CF).
+
+    Raises:
+      ValueError: an empty input, or a size that the library finds too large or too small for it (in its words).
+    """
+    model = io.BytesIO()
+    pad, unk, *controls = SPECIAL
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=filter(None, map(_encodable, texts)),
+            model_writer=model,
+            vocab_size=size,
+            model_type=kind,
+            character_coverage=coverage,
+            normalization_rule_name="nmt_nfkc_cf" if lower else "nmt_nfkc",
+            pad_id=0,
+            pad_piece=pad,
+            unk_id=1,
+            unk_piece=unk,
+            bos_id=-1,
+            eos_id=-1,
+            control_symbols=controls,
+            max_sentence_length=1 << 16,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        reason = str(error).rpartition("] ")[2].strip() or "the input is empty"
+        raise ValueError(f"a SentencePiece vocabulary of {size}: {reason}") from None
+    return SentencePiece(model.getvalue(), lower)
