@@ -1,8 +1,8 @@
 """Text to token ids and back: WordPiece exactly as the reference cuts it, SentencePiece, and the training of both.
 
-The `tokenizers` library's own BERT normaliser is not the reference's (it drops unassigned and private characters, lowers
-a final sigma otherwise, knows an older Unicode), so text is normalised here, with `str.translate` over tables that fill
-as characters appear, and the library cuts the words.
+The `tokenizers` library's own BERT normaliser is not the reference's (it drops unassigned and private characters,
+lowers a final sigma otherwise, knows an older Unicode), so text is normalised here, with `str.translate` over tables
+that fill as characters appear, and the library cuts the words.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def words(text: str, lower: bool) -> list[str]:
 
 
 def _aligned_words(text: str, lower: bool) -> Iterator[tuple[str, list[tuple[int, int]]]]:
-    """`words`, and for each of their characters the span of `text` that it came from. Slow: a Python step a character."""
+    """`words`, and for each of their characters the span of `text` that it came from; a Python step a character."""
     chars = [(c, i) for i, char in enumerate(text) for c in char.translate(_CLEAN)]
     if lower:
         # Lower case depends on the context (a final sigma), its length does not.
@@ -247,7 +247,7 @@ class WordPiece(Tokenizer):
         self._save_config(folder)
 
 
-# Spaces that a reader would not write: before a closing mark, after an opening one, in "don ' t", between CJK characters.
+# Spaces that a reader would not write: before a closing mark, after an opening one, in "don ' t", between Han characters.
 _HAN = "".join(f"{chr(low)}-{chr(high)}" for low, high in _CJK) + "，。、！？；：（）《》「」“”"
 _LOOSE = re.compile(
     rf" (?=[.,!?;:%)\]}}])|(?<=[(\[{{]) |(?<=\w) ' (?=(?:s|t|d|m|re|ve|ll)\b)|(?<=[{_HAN}]) (?=[{_HAN}])"
@@ -391,8 +391,8 @@ def train_wordpiece(
 ) -> WordPiece:
     """A vocabulary of at most `size` pieces; the same texts give the same one, in any order.
 
-    The special tokens lie where BERT-Base has them: [PAD] at 0, the others at 100 to 103, between [unused] pieces; below
-    a size of 1,000 they are the first five. Then come the single characters, those most frequent ones that make up the
+    The special tokens lie where BERT-Base has them: [PAD] at 0, the others at 100 to 103, between [unused] pieces;
+    below a size of 1,000 they are the first five. Then come single characters, the most frequent ones that make up the
     share `coverage` of the text (the knob that matters for Chinese), and then what byte-pair merges of the words give.
     Merges seen fewer than `min_count` times are left out, so a short text gives fewer than `size` pieces.
 

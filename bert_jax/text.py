@@ -1,0 +1,463 @@
+"""Documents and sentences: from text files, JSON lines, TFDS data sets and the Python documentation of this machine.
+
+`documents` reads, in a fixed order and bounded memory; `sentences` does the work, in as many processes as
+`parallel_map` is given. Nothing here imports JAX, so a worker starts quickly.
+"""
+
+from __future__ import annotations
+
+import ast
+import bz2
+import collections
+import concurrent.futures
+import dataclasses
+import glob
+import gzip
+import importlib
+import inspect
+import io
+import itertools
+import json
+import lzma
+import multiprocessing
+import os
+import pathlib
+import re
+import signal
+import sys
+import sysconfig
+import tokenize
+import warnings
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, BinaryIO, Literal, TypeVar
+
+import sentencex
+import zstandard
+
+from bert_jax.config import nearest, require
+
+T = TypeVar("T")
+Errors = Literal["strict", "replace"]
+
+LONGEST = 1 << 20  # characters; a longer document is cut into several, at the end of a line where there is one
+
+
+@dataclasses.dataclass(frozen=True)
+class Document:
+    """What a sentence may follow another in: an article, a chapter, a module's documentation."""
+
+    name: str  # where it comes from: "wiki.txt.xz:17" (the line it starts at), "numpy.linalg"
+    text: str  # a paragraph a line, or for kind "python" the source code of a module
+    kind: Literal["text", "python"] = "text"
+
+
+def documents(sources: Sequence[str], *, errors: Errors = "strict", field: str = "text") -> Iterator[Document]:
+    """The documents of all sources, one after the other; the same sources give the same documents.
+
+    A source is one of:
+      a file       `.txt` (a paragraph a line, a blank line between documents) or `.jsonl`/`.json` (an object a line,
+                   the document in its `field`), plain or compressed with `.gz`, `.xz`, `.bz2` or `.zst`
+      a directory  every such file under it, in the order of their paths; or a pattern like "data/*.txt.xz"
+      tfds:NAME    a prepared TFDS data set, or its directory, the document in the feature `field`: "tfds:wiki40b/en",
+                   "tfds:/data/my_set/1.0.0", with a split other than train at the end: "tfds:wiki40b/en:validation"
+      python-docs  the English documentation in this Python and its packages, a module a document, found without
+                   importing them; "python-docs:stdlib,numpy" takes only those packages
+
+    A document above `LONGEST` characters comes in pieces of one name, so a huge file without a blank line or a line end
+    is no harm. `errors` is for bytes that are not UTF-8: "replace" reads each as U+FFFD, which WordPiece drops.
+
+    Raises:
+      FileNotFoundError, ValueError: at the call where a source does not exist or is of no known kind; while reading
+        where bytes are not UTF-8, an archive is damaged, a line is no JSON, or a source holds no document at all.
+    """
+    require(not isinstance(sources, str), f"sources must be a list, not the string {sources!r}")
+    require(len(sources) > 0, "no sources: name a file, a directory, tfds:NAME or python-docs")
+    return itertools.chain.from_iterable([_never_empty(source, _read(source, errors, field)) for source in sources])
+
+
+def sentences(document: Document) -> list[str]:
+    """The sentences of a document, in order and without space around them; none for a module without documentation.
+
+    Splitting is `sentencex` with its rules for English, which find 80 to 90% of the boundaries of the FLORES sentences
+    in other languages too (Thai, which marks none, excepted), at 100 MB/s. A quotation stays one sentence.
+    """
+    paragraphs = _prose(document) if document.kind == "python" else document.text.split("\n")
+    found = itertools.chain.from_iterable(sentencex.segment("en", paragraph) for paragraph in paragraphs)
+    return [sentence.strip() for sentence in found if not sentence.isspace()]
+
+
+def _never_empty(source: str, found: Iterator[Document]) -> Iterator[Document]:
+    first = next(found, None)
+    require(first is not None, f"{source}: there is no document in it")
+    yield from itertools.chain([first], found)  # type: ignore[list-item]
+
+
+def _read(source: str, errors: Errors, field: str) -> Iterator[Document]:
+    """The documents of one source. What can be known of it without reading it is checked at once."""
+    if source.startswith("tfds:"):
+        return _tfds(source, field)
+    if source == "python-docs" or source.startswith("python-docs:"):
+        return _python_docs(source)
+    path = pathlib.Path(source)
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.is_file() and _kind(file))
+        require(bool(files), f"{source}: no text in this directory; {_KNOWN}")
+    elif path.exists():
+        files = [path]
+    else:
+        files = sorted(pathlib.Path(match) for match in glob.glob(source, recursive=True))
+        if not files:
+            raise FileNotFoundError(f"{source}: no such file or directory")
+    for file in files:
+        require(_kind(file) is not None, f"{file}: do not know how to read it; {_KNOWN}")
+    return itertools.chain.from_iterable(_file(file, errors, field) for file in files)
+
+
+# --- files
+
+
+def _zstd(path: pathlib.Path) -> BinaryIO:
+    # A file may hold several frames, and without `read_across_frames` the rest would be lost silently.
+    reader = zstandard.ZstdDecompressor().stream_reader(path.open("rb"), read_across_frames=True, closefd=True)
+    return io.BufferedReader(reader, 1 << 17)  # type: ignore[arg-type, return-value]
+
+
+_OPEN: dict[str, Callable[[pathlib.Path], Any]] = {
+    "": lambda path: path.open("rb"),
+    ".gz": gzip.open,
+    ".xz": lzma.open,
+    ".bz2": bz2.open,
+    ".zst": _zstd,
+}
+_DAMAGED = (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error, zstandard.ZstdError)
+_KNOWN = "known are .txt, .jsonl and .json, plain or with .gz, .xz, .bz2 or .zst after it"
+
+
+def _kind(path: pathlib.Path) -> tuple[str, str] | None:
+    """(".txt" or ".json", compression) by a file's name; None where it is no text that we know."""
+    compression = path.suffix if path.suffix in _OPEN else ""
+    suffix = pathlib.Path(path.name.removesuffix(compression)).suffix.replace(".jsonl", ".json")
+    return (suffix, compression) if suffix in (".txt", ".json") else None
+
+
+def _file(path: pathlib.Path, errors: Errors, field: str) -> Iterator[Document]:
+    kind, compression = _kind(path) or ("", "")
+    try:
+        with io.TextIOWrapper(_OPEN[compression](path), encoding="utf-8-sig", errors=errors) as stream:
+            yield from _plain(path, stream) if kind == ".txt" else _json_lines(path, stream, errors, field)
+    except UnicodeDecodeError:
+        raise ValueError(_bad_byte(path, _OPEN[compression])) from None
+    except _DAMAGED as error:
+        raise ValueError(f"{path}: the archive is damaged or cut short ({error})") from None
+
+
+def _bad_byte(path: pathlib.Path, opener: Callable[[pathlib.Path], Any]) -> str:
+    """Where the first byte is that is not UTF-8, found by reading the file again."""
+    offset = 0
+    with opener(path) as stream:
+        for number, line in enumerate(stream, 1):
+            try:
+                offset += len(line.decode().encode())
+            except UnicodeDecodeError as error:
+                where = f"{path}:{number}: byte {offset + error.start} is {line[error.start]:#04x}, which is not UTF-8"
+                return f"{where}. Convert the file, or read such bytes as U+FFFD with errors=replace"
+    return f"{path}: not UTF-8"
+
+
+def _plain(path: pathlib.Path, stream: io.TextIOBase) -> Iterator[Document]:
+    for blank, run in itertools.groupby(_lines(stream), key=lambda pair: not pair[1]):
+        if not blank:
+            number, first = next(run)
+            yield from _whole_lines(f"{path}:{number}", itertools.chain([first], (line for _, line in run)))
+
+
+def _json_lines(path: pathlib.Path, stream: io.TextIOBase, errors: Errors, field: str) -> Iterator[Document]:
+    for number, line in enumerate(stream, 1):
+        name = f"{path}:{number}"
+        if line.isspace():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f'{name}: expected a JSON object like {{"{field}": "..."}}: {error}') from None
+        require(isinstance(row, dict), f'{name}: expected a JSON object like {{"{field}": "..."}}, not {line[:40]!r}')
+        require(field in row, f"{name}: no field {field!r}: {nearest(field, row)}")
+        require(isinstance(row[field], str), f"{name}: the field {field!r} must be a string, not {row[field]!r:.40}")
+        try:
+            text = row[field].encode("utf-8", errors).decode()
+        except UnicodeEncodeError:
+            raise ValueError(f"{name}: half a surrogate pair in the text; errors=replace reads it as ?") from None
+        yield from _whole(name, text)
+
+
+def _lines(stream: io.TextIOBase) -> Iterator[tuple[int, str]]:
+    """The numbered lines without space around them. One above `LONGEST` comes in several, cut at a space."""
+    number, rest = 1, ""
+    while part := stream.readline(LONGEST):
+        line = rest + part
+        if part.endswith("\n") or len(part) < LONGEST:
+            yield number, line.strip()
+            number, rest = number + 1, ""
+        else:
+            head, _, rest = line.rpartition(" ")
+            yield number, (head or line).strip()
+            rest = rest if head else ""
+    if rest:
+        yield number, rest.strip()
+
+
+def _whole(name: str, text: str) -> Iterator[Document]:
+    """A text that is one document, blank lines or not."""
+    return _whole_lines(name, (line for _, line in _lines(io.StringIO(text)) if line))
+
+
+def _whole_lines(name: str, lines: Iterable[str]) -> Iterator[Document]:
+    """Lines that are one document: one, or several of up to `LONGEST` characters."""
+    held: list[str] = []
+    size = 0
+    for line in lines:
+        if held and size + len(line) > LONGEST:
+            yield Document(name, "\n".join(held))
+            held, size = [], 0
+        held.append(line)
+        size += len(line) + 1
+    if held:
+        yield Document(name, "\n".join(held))
+
+
+# --- TensorFlow Datasets
+
+_TFDS = re.compile(r"tfds:(?P<name>.+?(:\d+\.\d+\.\d+)?)(:(?P<split>[A-Za-z_]\w*(\[.*\])?))?")
+
+
+def _tfds(source: str, field: str) -> Iterator[Document]:
+    """A prepared data set, read without TensorFlow."""
+    match = _TFDS.fullmatch(source)
+    if not match:
+        raise ValueError(f"{source}: expected tfds:NAME or tfds:DIRECTORY, and :SPLIT after it where it is not train")
+    name, split = match["name"], match["split"] or "train"
+    import tensorflow_datasets as tfds  # slow, and most sources do without
+
+    try:
+        directory = "://" in name or os.path.isdir(name)
+        builder = tfds.builder_from_directory(name) if directory else tfds.builder(name)
+    except Exception as error:  # one of a dozen kinds, by what is wrong with the name
+        raise ValueError(f"{source}: no such data set, nor a directory of a prepared one ({error})") from None
+    require(
+        bool(builder.info.splits),
+        f"{source}: the data set is not prepared. Once, where TensorFlow is installed (pip install 'bert_jax[data]'): "
+        f"tfds build {name} --file_format=array_record",
+    )
+    require(field in builder.info.features, f"{source}: no feature {field!r}: {nearest(field, builder.info.features)}")
+    known = list(builder.info.splits)
+    require(re.split(r"\W", split)[0] in known, f"{source}: no split {split!r}: {nearest(split, known)}")
+    return _tfds_rows(f"{name}:{split}", builder.as_data_source(split), field)
+
+
+def _tfds_rows(name: str, rows: Sequence[dict[str, Any]], field: str) -> Iterator[Document]:
+    for number in range(len(rows)):
+        text = rows[number][field]
+        require(isinstance(text, (bytes, str)), f"{name}: the feature {field!r} is no text but {type(text).__name__}")
+        yield from _whole(f"{name}:{number}", text.decode("utf-8", "replace") if isinstance(text, bytes) else text)
+
+
+# --- the documentation of Python and its packages
+
+_SKIPPED = {"__pycache__", "_vendor", "dist-packages", "site-packages", "test", "tests"}
+
+
+def _python_docs(source: str) -> Iterator[Document]:
+    packages = _packages()
+    wanted = [name for name in source.partition(":")[2].split(",") if name] or list(packages)
+    for name in wanted:
+        require(name in packages, f"{source}: no package {name!r} is installed: {nearest(name, packages)}")
+    return itertools.chain.from_iterable(_package(name, packages[name]) for name in wanted)
+
+
+def _packages() -> dict[str, list[pathlib.Path]]:
+    """The files and folders of each top-level package by its name; the standard library is one, "stdlib"."""
+    found: dict[str, list[pathlib.Path]] = {"stdlib": [pathlib.Path(sysconfig.get_path("stdlib"))]}
+    folders = [pathlib.Path(entry) for entry in sys.path]
+    for folder in folders:
+        if folder.name in ("site-packages", "dist-packages") and folder.is_dir():
+            for path in sorted(folder.iterdir()):
+                if path.suffix == ".py" or (path.is_dir() and path.name.isidentifier() and path.name not in _SKIPPED):
+                    found.setdefault(path.stem, []).append(path)
+    return {name: found[name] for name in sorted(found, key=lambda name: (name != "stdlib", name))}
+
+
+def _package(name: str, roots: list[pathlib.Path]) -> Iterator[Document]:
+    if name == "stdlib":
+        yield from _interpreter()
+    for root in roots:
+        base = root if name == "stdlib" else root.parent
+        for folder, below, files in os.walk(root) if root.is_dir() else [(str(root.parent), [], [root.name])]:
+            below[:] = sorted(set(below) - _SKIPPED)
+            for file in sorted(file for file in files if file.endswith(".py")):
+                path = pathlib.Path(folder, file)
+                try:
+                    with tokenize.open(path) as stream:
+                        code = stream.read()
+                except (SyntaxError, UnicodeDecodeError):  # a template, or a test of bad sources
+                    continue
+                if '"""' in code or "'''" in code:
+                    module = ".".join(path.relative_to(base).with_suffix("").parts).removesuffix(".__init__")
+                    yield Document(module, code, "python")
+
+
+def _interpreter() -> Iterator[Document]:
+    """What is in no source file: the help topics and the built-in modules, each as a module of bare docstrings."""
+    topics = importlib.import_module("pydoc_data.topics").topics
+    for topic in sorted(topics):
+        yield Document(f"help:{topic}", repr(topics[topic]), "python")
+    for name in sorted(name for name in sys.builtin_module_names if not name.startswith("_")):
+        module = importlib.import_module(name)
+        members = [module, *(value for _, value in sorted(vars(module).items()) if callable(value))]
+        inner = [value for member in members if isinstance(member, type) for _, value in sorted(vars(member).items())]
+        docs = [value.__doc__ for value in [*members, *inner] if isinstance(getattr(value, "__doc__", None), str)]
+        yield Document(name, "\n".join(map(repr, docs)), "python")
+
+
+def _prose(document: Document) -> list[str]:
+    """The paragraphs of English in a module's docstrings, each docstring once."""
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of invalid escapes in other people's strings
+            body = ast.parse(document.text).body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return []
+    docstrings = dict.fromkeys(_bare_strings(body))
+    return [paragraph for docstring in docstrings for paragraph in _paragraphs(docstring)]
+
+
+def _bare_strings(body: Sequence[ast.AST]) -> Iterator[str]:
+    """Strings that are statements: the docstrings of everything, attributes too, in the order of the source."""
+    for node in body:
+        if isinstance(node, ast.Expr):
+            if isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+                yield node.value.value
+        else:
+            for part in ("body", "orelse", "handlers", "finalbody", "cases"):
+                yield from _bare_strings(getattr(node, part, ()))
+
+
+_ROLE = re.compile(r":[a-z:]+:`~?([^`<]+)(?: <[^`]*>)?`")  # :func:`~numpy.sum`
+_MARKUP = re.compile(r"`+~?([^`<]+?)(?: <[^`]*>)?`+_{0,2}|\*\*([^*]+)\*\*")  # ``x``, `x`_, `text <url>`_, **x**
+_ITEM = re.compile(r"\s*(?:[-*+•]|\d+[.)]|\(?[a-z0-9]\))\s+|\s*:[a-z]+(?: [^:]+)?:\s+|\s*\*{0,2}\w+(?: \([^)]*\))?:\s+")
+_DECLARATION = re.compile(r"\s*[\w, *.]+ : \S")  # "x : array_like, optional", a type and no sentence
+_TABLE = re.compile(r"\S {3,}\S|[|+]\s*$|^\s*[|+]")
+_CODE = re.compile(r"^\s*(?:>>>|\.\.\.|\.\. |\$ |@|def |class |import |from \w+ import )")
+
+
+def _paragraphs(docstring: str) -> Iterator[str]:
+    """A docstring's paragraphs of English, each on one line: no examples, tables, rulers, types or headings."""
+    literal: int | None = None  # the indentation of the "::" whose block we are in
+    for block in re.split(r"\n\s*\n", inspect.cleandoc(docstring)):
+        lines = [line for line in block.split("\n") if line.strip()]
+        if not lines:
+            continue
+        indent = _indent(lines[0])
+        if literal is not None and indent > literal:
+            continue
+        literal = indent if lines[-1].endswith("::") else None
+        if not any(_CODE.match(line) for line in lines):
+            yield from filter(_is_prose, map(_plain_text, _joined(lines)))
+
+
+def _indent(line: str) -> int:
+    return len(line) - len(line.lstrip())
+
+
+def _joined(lines: list[str]) -> Iterator[str]:
+    """Wrapped lines put together; an item of a list, a dedent and a ruler begin anew."""
+    held: list[str] = []
+    indent = 0
+    for line in lines:
+        ruler = not any(map(str.isalnum, line))
+        if ruler or _TABLE.search(line) or _DECLARATION.match(line):
+            if not ruler:
+                yield " ".join(held)
+            held = []  # what stands over a ruler is a heading
+        else:
+            if held and (_ITEM.match(line) or _indent(line) < indent):
+                yield " ".join(held)
+                held = []
+            held.append(_ITEM.sub("", line, count=1).strip() if _ITEM.match(line) else line.strip())
+            indent = _indent(line)
+    yield " ".join(held)
+
+
+def _plain_text(paragraph: str) -> str:
+    return _MARKUP.sub(lambda match: match[1] or match[2], _ROLE.sub(r"\1", paragraph)).replace("::", ":")
+
+
+def _is_prose(paragraph: str) -> bool:
+    """Five words or more, nearly all letters, and the end of a sentence."""
+    ordinary = sum(char.isalpha() or char == " " for char in paragraph)
+    return (
+        len(paragraph.split()) >= 5
+        and ordinary >= 0.85 * len(paragraph)
+        and paragraph.rstrip(")\"'").endswith((".", "?", "!", ":"))
+    )
+
+
+# --- processes
+
+
+def parallel_map(
+    function: Callable[[Document], T], documents: Iterable[Document], workers: int
+) -> Iterator[tuple[Document, T]]:
+    """Each document with `function(document)`, in order, worked out by so many processes; by this one below 2.
+
+    A few dozen batches are under way at a time, so memory is bounded by them and not by `documents`. `function` is
+    pickled once for each worker: a top-level function, or a `functools.partial` of one. Workers are spawned, not
+    forked, since a fork of a process in which JAX has started threads can hang: a script needs its
+    `if __name__ == "__main__"`.
+
+    Raises:
+      Whatever `function` or `documents` raises; `BrokenProcessPool` where a worker dies.
+    """
+    if workers < 2:
+        yield from ((document, function(document)) for document in documents)
+        return
+    pool = concurrent.futures.ProcessPoolExecutor(
+        workers, multiprocessing.get_context("spawn"), initializer=_start, initargs=(function,)
+    )
+    under_way: collections.deque[tuple[list[Document], concurrent.futures.Future]] = collections.deque()
+    try:
+        for batch in _batches(documents):
+            under_way.append((batch, pool.submit(_work, batch)))
+            if len(under_way) > 4 * workers:
+                done, future = under_way.popleft()
+                yield from zip(done, future.result(), strict=True)
+        for done, future in under_way:
+            yield from zip(done, future.result(), strict=True)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _batches(documents: Iterable[Document], size: int = 1 << 18) -> Iterator[list[Document]]:
+    """Documents in lists of about `size` characters."""
+    batch: list[Document] = []
+    held = 0
+    for document in documents:
+        batch.append(document)
+        held += len(document.text)
+        if held >= size:
+            yield batch
+            batch, held = [], 0
+    if batch:
+        yield batch
+
+
+_function: Callable[[Document], Any]  # of a worker
+
+
+def _start(function: Callable[[Document], Any]) -> None:
+    global _function
+    _function = function
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it too, and ends the pool
+
+
+def _work(batch: list[Document]) -> list[Any]:
+    return list(map(_function, batch))
