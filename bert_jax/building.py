@@ -23,7 +23,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any, BinaryIO, Literal, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -43,7 +43,7 @@ def build(
     directory: str | os.PathLike[str],
     *,
     workers: int | None = None,
-    errors: Literal["strict", "replace"] = "strict",
+    errors: text.Errors = "strict",
 ) -> Corpus:
     """Tokenises `sources` (see `text.documents`) into `directory`. Run again after a stop, it goes on where it was.
 

@@ -259,8 +259,9 @@ class PairExamples:
         require(seed >= 0, f"seed must be 0 or more, not {seed}")
         members(corpus, split, heldout, seed)  # raises before any file is made
         self.corpus, self.length = corpus, length
-        arguments = {"length": length, "passes": passes, "seed": seed, "split": split, "heldout": heldout}
-        self._again = functools.partial(PairExamples, corpus, **arguments)
+        self._again = functools.partial(
+            PairExamples, corpus, length=length, passes=passes, seed=seed, split=split, heldout=heldout
+        )
         numbers = range(passes if split == "train" else 1)
         self._rows = [index(corpus, Pass(length, number, seed, split, heldout)) for number in numbers]
         self._starts = np.cumsum([0, *map(len, self._rows)])
@@ -328,3 +329,21 @@ def unigram_entropy(corpus: Corpus, split: str, heldout: float, seed: int) -> fl
         counts += np.bincount(corpus.tokens[starts[0] : starts[-1]][inside], minlength=len(counts))
     share = counts[counts > 0] / counts.sum()
     return float(-(share * np.log(share)).sum())
+
+
+def describe(corpus: Corpus, length: int = 128, examples: int = 4) -> str:
+    """A few examples as text, how those of the first documents divide, and what index files there are; for people."""
+    split = np.arange(corpus.count("documents"))
+    lines = []
+    if len(split) > 1:
+        rows = pairs(corpus, split, *next(_blocks(corpus)), length, np.random.default_rng(0))
+        lengths = rows["a_length"] + rows["b_length"] + 3
+        shares = f"{rows['is_random'].mean():.1%} with a random B, {(lengths == length).mean():.1%} full"
+        lines.append(f"examples    at length {length}: {shares}, {lengths.mean():.1f} tokens")
+        for row in rows[np.linspace(0, len(rows) - 1, examples).astype(int)]:
+            spans = [(row["a_start"], row["a_length"]), (row["b_start"], row["b_length"])]
+            a, b = (corpus.tokenizer.decode(corpus.tokens[start : start + size].tolist()) for start, size in spans)
+            lines.append(f"{'random B' if row['is_random'] else 'is next':<12}[CLS] {a} [SEP] {b} [SEP]")
+    for path in sorted((corpus.directory / INDEX).glob("*.npy")):
+        lines.append(f"index       {path.name}, {len(_mapped(path)):,} examples")
+    return "\n".join(lines)

@@ -1,0 +1,53 @@
+"""Tokenises text into a corpus for pre-training: each token once, in flat files that training maps into memory.
+
+    python scripts/build_corpus.py --input=data/wiki*.txt.xz,data/books --vocab=vocab.txt --output=corpus
+    python scripts/build_corpus.py --input=python-docs --vocab=vocab.txt --output=corpus
+    python scripts/build_corpus.py --describe=corpus
+
+An input is a file (a paragraph a line, a blank line between documents; or JSON lines; .gz, .xz, .bz2 and .zst are read
+as they are), a directory, a pattern, tfds:NAME, or python-docs for the documentation in this Python and its packages.
+All cores work, memory stays bounded. Stopped or killed, the same command goes on where it was; complete, it says so.
+"""
+
+import signal
+import sys
+
+from absl import app, flags
+
+from bert_jax import building, corpus, pairing, text, tokenizer
+
+_INPUT = flags.DEFINE_list("input", None, "Files, directories, patterns, tfds:NAME, python-docs; comma between them.")
+_VOCAB = flags.DEFINE_string("vocab", "vocab.txt", "vocab.txt, a SentencePiece model, or a directory with one.")
+_OUTPUT = flags.DEFINE_string("output", None, "The directory of the corpus.")
+_CASED = flags.DEFINE_bool("cased", None, "Keep upper case; default: as the vocabulary has it.")
+_WORKERS = flags.DEFINE_integer("workers", None, "Processes; default: one for each core.", lower_bound=1)
+_ERRORS = flags.DEFINE_enum(
+    "errors", "strict", ["strict", "replace"], "At bytes that are not UTF-8: stop, or drop them."
+)
+_DESCRIBE = flags.DEFINE_string("describe", None, "Only show what the corpus in this directory holds.")
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"too many arguments: {argv[1:]}; is there a space after a comma, or a pattern unquoted?")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        if _DESCRIBE.value:
+            found = corpus.Corpus.open(_DESCRIBE.value)
+            print(corpus.describe(found), pairing.describe(found), sep="\n")
+        elif _INPUT.value and _OUTPUT.value:
+            vocabulary = tokenizer.load(_VOCAB.value, None if _CASED.value is None else not _CASED.value)
+            errors: text.Errors = "replace" if _ERRORS.value == "replace" else "strict"
+            found = building.build(_INPUT.value, vocabulary, _OUTPUT.value, workers=_WORKERS.value, errors=errors)
+            print(corpus.describe(found))
+        else:
+            raise app.UsageError("--input=... and --output=DIR are needed, or --describe=DIR")
+    except KeyboardInterrupt:
+        print("\nstopped; what is done is kept: run the same command again, it goes on from there", file=sys.stderr)
+        sys.exit(130)
+    except (ValueError, OSError, RuntimeError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    app.run(main)
