@@ -38,7 +38,6 @@ import zstandard
 from bert_jax.config import nearest, require
 
 T = TypeVar("T")
-Errors = Literal["strict", "replace"]
 
 LONGEST = 1 << 20  # characters; a longer document is cut into several, at the end of a line where there is one
 
@@ -52,7 +51,7 @@ class Document:
     kind: Literal["text", "python"] = "text"
 
 
-def documents(sources: Sequence[str], *, errors: Errors = "strict", field: str = "text") -> Iterator[Document]:
+def documents(sources: Sequence[str], *, errors: str = "strict", field: str = "text") -> Iterator[Document]:
     """The documents of all sources, one after the other; the same sources give the same documents.
 
     A source is one of:
@@ -62,7 +61,7 @@ def documents(sources: Sequence[str], *, errors: Errors = "strict", field: str =
       tfds:NAME    a prepared TFDS data set, or its directory, the document in the feature `field`: "tfds:wiki40b/en",
                    "tfds:/data/my_set/1.0.0", with a split other than train at the end: "tfds:wiki40b/en:validation"
       python-docs  the English documentation in this Python and its packages, a module a document, found without
-                   importing them; "python-docs:stdlib,numpy" takes only those packages
+                   importing them; "python-docs:stdlib,numpy" takes only those top-level packages
 
     A document above `LONGEST` characters comes in pieces of one name, so a huge file without a blank line or a line end
     is no harm. `errors` is for bytes that are not UTF-8: "replace" reads each as U+FFFD, which WordPiece drops.
@@ -72,6 +71,7 @@ def documents(sources: Sequence[str], *, errors: Errors = "strict", field: str =
         where bytes are not UTF-8, an archive is damaged, a line is no JSON, or a source holds no document at all.
     """
     require(not isinstance(sources, str), f"sources must be a list, not the string {sources!r}")
+    require(errors in ("strict", "replace"), f"errors must be strict or replace, not {errors!r}")
     require(len(sources) > 0, "no sources: name a file, a directory, tfds:NAME or python-docs")
     return itertools.chain.from_iterable([_never_empty(source, _read(source, errors, field)) for source in sources])
 
@@ -87,13 +87,22 @@ def sentences(document: Document) -> list[str]:
     return [sentence.strip() for sentence in found if not sentence.isspace()]
 
 
+def at_most(texts: Iterable[str], size: int) -> Iterator[str]:
+    """The first texts, up to `size` characters in all."""
+    for text in texts:
+        size -= len(text)
+        if size < 0:
+            return
+        yield text
+
+
 def _never_empty(source: str, found: Iterator[Document]) -> Iterator[Document]:
     first = next(found, None)
     require(first is not None, f"{source}: there is no document in it")
     yield from itertools.chain([first], found)  # type: ignore[list-item]
 
 
-def _read(source: str, errors: Errors, field: str) -> Iterator[Document]:
+def _read(source: str, errors: str, field: str) -> Iterator[Document]:
     """The documents of one source. What can be known of it without reading it is checked at once."""
     if source.startswith("tfds:"):
         return _tfds(source, field)
@@ -141,7 +150,7 @@ def _kind(path: pathlib.Path) -> tuple[str, str] | None:
     return (suffix, compression) if suffix in (".txt", ".json") else None
 
 
-def _file(path: pathlib.Path, errors: Errors, field: str) -> Iterator[Document]:
+def _file(path: pathlib.Path, errors: str, field: str) -> Iterator[Document]:
     kind, compression = _kind(path) or ("", "")
     try:
         with io.TextIOWrapper(_OPEN[compression](path), encoding="utf-8-sig", errors=errors) as stream:
@@ -172,7 +181,7 @@ def _plain(path: pathlib.Path, stream: io.TextIOBase) -> Iterator[Document]:
             yield from _whole_lines(f"{path}:{number}", itertools.chain([first], (line for _, line in run)))
 
 
-def _json_lines(path: pathlib.Path, stream: io.TextIOBase, errors: Errors, field: str) -> Iterator[Document]:
+def _json_lines(path: pathlib.Path, stream: io.TextIOBase, errors: str, field: str) -> Iterator[Document]:
     for number, line in enumerate(stream, 1):
         name = f"{path}:{number}"
         if line.isspace():

@@ -18,7 +18,7 @@ import pathlib
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import sentencepiece
@@ -78,7 +78,15 @@ def _split_bare(code: int) -> str | None:
     return None if unicodedata.category(chr(code)) == "Mn" else _split(code)
 
 
-_CLEAN, _SPLIT, _SPLIT_BARE = (_Memo(function, limit=1 << 21) for function in (_clean, _split, _split_bare))
+def _lower(code: int) -> str:
+    """Lower case where that is one character, as for all but one."""
+    return chr(code).lower() if len(chr(code).lower()) == 1 else chr(code)
+
+
+# Tables for str.translate. There are 1.1 million characters, so they never fill up.
+_CLEAN, _SPLIT, _SPLIT_BARE, _LOWER = (
+    _Memo(function, limit=1 << 21) for function in (_clean, _split, _split_bare, _lower)
+)
 
 # Runs between white space as `_clean` leaves it: what the reference's steps never look across.
 _CHUNK = re.compile("[^ \t\n\r\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+")
@@ -167,12 +175,19 @@ class Tokenizer(abc.ABC):
         """Readable text; [CLS], [SEP] and [PAD] are left out."""
 
     @abc.abstractmethod
-    def save(self, directory: str | os.PathLike) -> None:
-        """Writes what `load(directory)` reads: the vocabulary, and `tokenizer_config.json` with the casing."""
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes what `load(path)` reads: the vocabulary, and beside it `tokenizer_config.json` with the casing.
 
-    def _save_config(self, directory: pathlib.Path) -> None:
+        `path` is a directory, in which the file gets its usual name, or a file (`*.txt`, for SentencePiece `*.model`).
+        """
+
+    def _save(self, path: str | os.PathLike, name: str, content: bytes) -> None:
+        file = pathlib.Path(path)
+        file = file if file.suffix == pathlib.Path(name).suffix else file / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content)
         config = json.dumps({"do_lower_case": self.lower}, indent=2)
-        (directory / "tokenizer_config.json").write_text(config + "\n", encoding="utf-8")
+        file.with_name("tokenizer_config.json").write_text(config + "\n", encoding="utf-8")
 
 
 class WordPiece(Tokenizer):
@@ -221,7 +236,8 @@ class WordPiece(Tokenizer):
             lengths = [len(self._pieces[i].removeprefix("##")) for i in ids] if ids != [self.unk] else [len(word)]
             ends = list(itertools.accumulate(lengths))
             starts = [0, *ends[:-1]]
-            tokens += [(i, spans[a][0], spans[b - 1][1]) for i, a, b in zip(ids, starts, ends, strict=True)]
+            for i, a, b in zip(ids, starts, ends, strict=True):
+                tokens.append((i, min(start for start, _ in spans[a:b]), max(end for _, end in spans[a:b])))
         return tokens
 
     def encode(self, text: str) -> list[int]:
@@ -240,14 +256,11 @@ class WordPiece(Tokenizer):
         text = " ".join(self.pieces(i for i in ids if i not in (self.pad, self.cls, self.sep))).replace(" ##", "")
         return _LOOSE.sub(lambda match: match[0].strip(), text.removeprefix("##"))
 
-    def save(self, directory: str | os.PathLike) -> None:
-        folder = pathlib.Path(directory)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "vocab.txt").write_bytes("".join(piece + "\n" for piece in self._pieces).encode())
-        self._save_config(folder)
+    def save(self, path: str | os.PathLike) -> None:
+        self._save(path, "vocab.txt", "".join(piece + "\n" for piece in self._pieces).encode())
 
 
-# Spaces that a reader would not write: before a closing mark, after an opening one, in "don ' t", between Han characters.
+# Spaces that nobody would write: before a closing mark, after an opening one, in "don ' t", between Han characters.
 _HAN = "".join(f"{chr(low)}-{chr(high)}" for low, high in _CJK) + "，。、！？；：（）《》「」“”"
 _LOOSE = re.compile(
     rf" (?=[.,!?;:%)\]}}])|(?<=[(\[{{]) |(?<=\w) ' (?=(?:s|t|d|m|re|ve|ll)\b)|(?<=[{_HAN}]) (?=[{_HAN}])"
@@ -258,28 +271,31 @@ class SentencePiece(Tokenizer):
     """A SentencePiece model, unigram or BPE, given as the bytes of its file. It carries its own normalisation.
 
     The special tokens are looked up by their usual names; those that the model lacks get ids after its last piece.
+    With `lower`, text is lower-cased before a model whose normalisation keeps case; None leaves it to the model.
 
     Raises:
-      ValueError: where `model` is no SentencePiece model.
+      ValueError: where `model` is no SentencePiece model, or `lower` is False and the model folds case.
     """
 
     _NAMES = (("[PAD]", "<pad>"), ("[CLS]", "<cls>", "<s>"), ("[SEP]", "<sep>", "</s>"), ("[MASK]", "<mask>"))
 
-    def __init__(self, model: bytes, lower: bool = False):
-        proto = sentencepiece_model_pb2.ModelProto()
+    def __init__(self, model: bytes, lower: bool | None = None):
+        proto: Any = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
         try:
             proto.ParseFromString(model)
             sentencepiece.SentencePieceProcessor(model_proto=model)
-        except Exception as error:  # protobuf's DecodeError and a RuntimeError, by where the bytes end
+        except Exception as error:  # protobuf's DecodeError or a RuntimeError, by where the bytes go wrong
             raise ValueError("not a SentencePiece model") from error
+        folds = proto.normalizer_spec.name.endswith("_cf")
+        require(lower is not False or not folds, "this SentencePiece model folds case itself: it cannot be cased")
         super().__init__([piece.piece for piece in proto.pieces])
-        self.lower = lower
+        self.lower = folds if lower is None else lower
         self._model = model
         index = {piece: i for i, piece in enumerate(self._pieces)}
         found = [next((index[name] for name in names if name in index), None) for names in self._NAMES]
         for i in found:  # a "user defined" [MASK] would be cut out of raw text; a control symbol is not
             if i is not None:
-                proto.pieces[i].type = sentencepiece_model_pb2.ModelProto.SentencePiece.CONTROL
+                proto.pieces[i].type = proto.SentencePiece.CONTROL
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=proto.SerializeToString())
         self.unk = self._processor.unk_id()
         ids = []
@@ -290,19 +306,23 @@ class SentencePiece(Tokenizer):
         count = len(proto.pieces)
         odd = [i in self.special or (i < count and self._processor.is_control(i)) for i in range(self.vocab_size)]
         self.continuation = np.array([not p.startswith("▁") and not o for p, o in zip(self._pieces, odd, strict=True)])
-        self.fingerprint = hashlib.sha256(b"SentencePiece\n" + model).hexdigest()
+        self.fingerprint = hashlib.sha256(f"SentencePiece lower={self.lower}\n".encode() + model).hexdigest()
 
     def __reduce__(self) -> tuple:
         return SentencePiece, (self._model, self.lower)
 
     def encode(self, text: str) -> list[int]:
-        return self._processor.encode(_encodable(text))
+        return self._processor.encode(self._prepared(text))
+
+    def _prepared(self, text: str) -> str:
+        """As many characters as `text` has, all of them with a UTF-8 encoding."""
+        return _encodable(text.translate(_LOWER) if self.lower else text)
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        proto = sentencepiece_pb2.SentencePieceText()
-        proto.ParseFromString(self._processor.encode_as_serialized_proto(_encodable(text)))
+        proto: Any = sentencepiece_pb2.SentencePieceText()  # type: ignore[attr-defined]
+        proto.ParseFromString(self._processor.encode(self._prepared(text), out_type="serialized_proto"))
         # The library counts bytes. chars[b] is the character that byte b belongs to.
-        sizes = [len(char.encode("utf-8", "replace")) for char in text]
+        sizes = [len(char.encode()) for char in self._prepared(text)]
         chars = [i for i, size in enumerate(sizes) for _ in range(size)] + [len(text)]
         spans = []
         for piece in proto.pieces:
@@ -321,11 +341,8 @@ class SentencePiece(Tokenizer):
                 parts += [self._pieces[i] for i in run if i == self.mask]
         return " ".join(parts)
 
-    def save(self, directory: str | os.PathLike) -> None:
-        folder = pathlib.Path(directory)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "spm.model").write_bytes(self._model)
-        self._save_config(folder)
+    def save(self, path: str | os.PathLike) -> None:
+        self._save(path, "spm.model", self._model)
 
 
 def _encodable(text: str) -> str:
@@ -336,9 +353,9 @@ def _encodable(text: str) -> str:
 def load(path: str | os.PathLike, lower: bool | None = None) -> Tokenizer:
     """The tokenizer of a `vocab.txt`, a SentencePiece `*.model`, or a directory that holds one of them.
 
-    `lower` decides the casing of a vocab.txt. Without it, `tokenizer_config.json` beside the file does
-    ("do_lower_case", the name in published directories), and without that the pieces: one that lower-casing would
-    change means cased.
+    `lower` decides the casing. Without it, `tokenizer_config.json` beside the file does ("do_lower_case", the name in
+    published directories), and without that the vocabulary: a piece that lower-casing would change means cased, and a
+    SentencePiece model says by itself whether it folds case.
 
     Raises:
       FileNotFoundError: no such file, or nothing to load in the directory.
@@ -358,7 +375,7 @@ def load(path: str | os.PathLike, lower: bool | None = None) -> Tokenizer:
         lower = _saved_casing(file.with_name("tokenizer_config.json"))
     try:
         if file.suffix == ".model":
-            return SentencePiece(content, bool(lower))
+            return SentencePiece(content, lower)
         pieces = [line.removesuffix("\r") for line in content.decode("utf-8").removesuffix("\n").split("\n")]
         return WordPiece(pieces, not _cased(pieces) if lower is None else lower)
     except UnicodeDecodeError as error:
@@ -384,6 +401,17 @@ def _saved_casing(file: pathlib.Path) -> bool | None:
 def _cased(pieces: Iterable[str]) -> bool:
     """Whether lower-casing would change an ordinary piece. Pieces in brackets ([CLS], <S>) are not ordinary."""
     return any(piece != piece.lower() and piece[0] not in "[<" for piece in pieces if piece)
+
+
+def describe(vocabulary: Tokenizer, texts: Sequence[str]) -> str:
+    """A line for the reader of a log: how many pieces there are, and how well they fit `texts`."""
+    counts = collections.Counter(itertools.chain.from_iterable(map(vocabulary.encode, texts)))
+    total, whole = counts.total(), sum(len(words(text, vocabulary.lower)) for text in texts)
+    return (
+        f"{vocabulary.vocab_size:,} pieces, {'lower-cased' if vocabulary.lower else 'cased'}; "
+        f"on {total:,} tokens of text {total / max(whole, 1):.2f} pieces a word, "
+        f"{counts[vocabulary.unk] / max(total, 1):.3%} [UNK], {len(counts):,} pieces in use"
+    )
 
 
 def train_wordpiece(
@@ -451,22 +479,32 @@ def train_sentencepiece(
     texts: Iterable[str],
     size: int,
     *,
-    kind: Literal["unigram", "bpe"] = "unigram",
+    kind: str = "unigram",
     lower: bool = True,
     coverage: float = 0.9999,
 ) -> SentencePiece:
-    """A SentencePiece model of `size` pieces, [PAD], [UNK], [CLS], [SEP] and [MASK] the first five.
+    """A SentencePiece model of a `kind`, "unigram" or "bpe", with `size` pieces: [PAD], [UNK], [CLS], [SEP] and [MASK] the first five.
 
     `texts` are sentences or paragraphs; the library leaves out those above 64 KB. `lower` folds case (NFKC_CF).
 
     Raises:
       ValueError: an empty input, or a size that the library finds too large or too small for it (in its words).
     """
+    require(kind in ("unigram", "bpe"), f"kind must be unigram or bpe, not {kind!r}")
     model = io.BytesIO()
     pad, unk, *controls = SPECIAL
+    failures: list[BaseException] = []
+
+    def fed() -> Iterator[str]:
+        try:
+            yield from filter(None, map(_encodable, texts))
+        except BaseException as error:  # the library would make another of it
+            failures.append(error)
+            raise
+
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=filter(None, map(_encodable, texts)),
+            sentence_iterator=fed(),
             model_writer=model,
             vocab_size=size,
             model_type=kind,
@@ -483,6 +521,8 @@ def train_sentencepiece(
             minloglevel=2,
         )
     except RuntimeError as error:
+        if failures:
+            raise failures[0] from None
         reason = str(error).rpartition("] ")[2].strip() or "the input is empty"
         raise ValueError(f"a SentencePiece vocabulary of {size}: {reason}") from None
-    return SentencePiece(model.getvalue(), lower)
+    return SentencePiece(model.getvalue())
