@@ -248,7 +248,7 @@ def _begin(directory: pathlib.Path, identity: dict[str, Any]) -> tuple[dict[str,
             if tokenizer.load(directory).fingerprint != identity["vocabulary"]:
                 taken.append("another vocabulary")
         require(not taken, f"{directory} is no corpus and holds {', '.join(taken)}: choose another directory")
-    if found is None or (not complete and found["counts"]["read"] == 0):
+    if found is None or (not complete and found["counts"]["tokens"] == 0):
         _write_json(directory / corpus.PROGRESS, {**identity, "counts": NOTHING, "last": ""})
         return NOTHING, ""
     differ = differences({key: found.get(key) for key in identity}, identity)
