@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging
 from etils import epath
 
 from bert_jax.config import nearest, require
@@ -15,7 +18,7 @@ from bert_jax.tasks.base import Task
 
 
 class Checkpoints:
-    """The checkpoints of one workdir, by step. A half-written one is never seen: it gets its name when it is complete."""
+    """The checkpoints of one workdir, by step. A half-written one is never seen: it gets its name once complete."""
 
     def __init__(self, workdir: str, keep: int = 3) -> None:
         self._directory = epath.Path(workdir).absolute() / "checkpoints"
@@ -74,7 +77,7 @@ def read_params(workdir: str, step: int | None = None) -> Any:
     step = steps[-1] if step is None else step
     require(step in steps, f"{directory} holds no checkpoint of step {step}: there is {steps}")
     try:
-        with ocp.PyTreeCheckpointer() as reader:
+        with _quiet(), ocp.PyTreeCheckpointer() as reader:
             shapes = reader.metadata(directory / str(step) / "params").item_metadata.tree
             as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
             return reader.restore(directory / str(step) / "params", args=ocp.args.PyTreeRestore(restore_args=as_numpy))
@@ -85,9 +88,9 @@ def read_params(workdir: str, step: int | None = None) -> Any:
 def initialise(params: Any, source: Any, *, task: Task, name: str) -> Any:
     """`params` with the values of `source` (a tree of host arrays), laid out as `params` are.
 
-    What `task` calls fresh keeps its own initial values, what it calls optional does so where `source` lacks it, and what
-    it calls unused may be left over; all else must be there on both sides, in the same shape. `name` is where `source`
-    comes from, for messages.
+    What `task` calls fresh keeps its own initial values, what it calls optional does so where `source` lacks it, and
+    what it calls unused may be left over; all else must be there on both sides, in the same shape. `name` is where
+    `source` comes from, for messages.
 
     Raises:
       ValueError: that lists what is missing, left over or of another shape.
@@ -116,6 +119,17 @@ def initialise(params: Any, source: Any, *, task: Task, name: str) -> Any:
         return jax.device_put(given[path].astype(leaf.dtype), leaf.sharding)
 
     return jax.tree_util.tree_map_with_path(fill, params)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Orbax warns that one item of a checkpoint has no metadata of its own; it needs none."""
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def _first_line(error: Exception) -> str:

@@ -10,23 +10,23 @@ import difflib
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, TypeVar
 
 T = TypeVar("T")
 
 
-def require(condition: bool, message: str) -> None:
+def require(condition: object, message: str) -> None:
     """Raises `ValueError(message)` unless `condition` holds."""
     if not condition:
         raise ValueError(message)
 
 
-def _probability(name: str, value: float) -> None:
+def _probability(name: str, value: float | int) -> None:
     require(0.0 <= value <= 1.0, f"{name} must lie in [0, 1], not {value}")
 
 
-def _positive(**values: float) -> None:
+def _positive(**values: float | int) -> None:
     for name, value in values.items():
         require(value > 0, f"{name} must be above 0, not {value}")
 
@@ -101,7 +101,7 @@ class Optimizer:
     """Adam as the reference has it: decoupled decay, no bias correction, linear warm-up and linear decay."""
 
     learning_rate: float = 1e-4
-    warmup: float = 10_000  # steps, or a share of all steps where below 1
+    warmup: float | int = 10_000  # steps, or a share of all steps where below 1
     schedule: Literal["linear", "constant"] = "linear"  # what follows the warm-up
     b1: float = 0.9
     b2: float = 0.999
@@ -126,7 +126,7 @@ class Phase:
     length: int = 128
     batch_size: int = 256  # of all hosts together
     steps: int = 0
-    epochs: float = 0.0
+    epochs: float | int = 0
 
     def __post_init__(self) -> None:
         _positive(length=self.length, batch_size=self.batch_size)
@@ -167,7 +167,7 @@ class Every:
         require(self.evaluate >= 0 and self.checkpoint >= 0, "every.evaluate and every.checkpoint must be 0 or more")
 
 
-def nearest(name: str, names: typing.Iterable[str]) -> str:
+def nearest(name: str, names: Iterable[str]) -> str:
     """A half sentence that names what was probably meant: "did you mean 'x'? there is: a, b, x"."""
     names = list(names)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.4)

@@ -1,4 +1,4 @@
-"""From examples to global batches: which rows a step sees is a function of the step, so there is no iterator to save."""
+"""From examples to global batches. Which rows a step sees is a function of the step: there is no iterator to save."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Batches:
 
     def __getitem__(self, n: int) -> dict[str, jax.Array]:
         places = self.sharding.addressable_devices_indices_map((self.batch_size,))
-        spans = {span.indices(self.batch_size)[:2] for (span,) in places.values()}
+        spans = {index[0].indices(self.batch_size)[:2] for index in places.values() if index}
         parts = {span: self.rows(n, slice(*span)) for span in spans}
 
         def global_array(name: str) -> jax.Array:

@@ -36,11 +36,6 @@ class Experiment:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        require(
-            self.encoder is not None or self.init_from != "",
-            "an experiment needs an encoder, or init_from to take one from: name the workdir of a pre-training run with "
-            "--config.init_from=DIR, or a size with --config.encoder.layers=2 and so on",
-        )
         require(bool(self.phases), "an experiment needs at least one phase")
         require(0 <= self.seed < 2**31, f"seed must lie in [0, 2^31), not {self.seed}")
         if self.encoder is not None:
@@ -56,7 +51,7 @@ RESUMABLE = ("every", "mesh", "encoder.scan", "encoder.remat")
 
 
 def load(path: str) -> Experiment:
-    """The EXPERIMENT that a Python file defines. The file may import its siblings: `from experiments.bert_base import ...`.
+    """The EXPERIMENT that a Python file defines. It may import its siblings: `from experiments.bert_base import ...`.
 
     Raises:
       ValueError: where there is no such file, or it defines no EXPERIMENT.
@@ -65,7 +60,8 @@ def load(path: str) -> Experiment:
     require(file.is_file(), f"there is no experiment file {path}")
     with _importable(file.parent.parent):
         found = runpy.run_path(str(file)).get("EXPERIMENT")
-    require(isinstance(found, Experiment), f"{path} must define EXPERIMENT = Experiment(...)")
+    if not isinstance(found, Experiment):
+        raise ValueError(f"{path} must define EXPERIMENT = Experiment(...)")
     return found
 
 
@@ -115,7 +111,7 @@ def record(experiment: Experiment, workdir: str) -> None:
         changed = [line for line in config.differences(before, values) if not line.startswith(RESUMABLE)]
         require(
             not changed,
-            f"{workdir} holds a run of another experiment; choose another --workdir, or undo these changes (field: value "
-            "there, and here):\n  " + "\n  ".join(changed),
+            f"{workdir} holds a run of another experiment; choose another --workdir, or undo these changes (field: "
+            "value there, and here):\n  " + "\n  ".join(changed),
         )
     path.write_text(json.dumps(values, indent=1) + "\n")

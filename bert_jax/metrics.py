@@ -1,4 +1,4 @@
-"""What a run says while it goes: metrics.jsonl, TensorBoard events, a live line; and where its curves are read again."""
+"""What a run says while it goes: metrics.jsonl, TensorBoard events, a live line."""
 
 from __future__ import annotations
 

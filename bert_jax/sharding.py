@@ -1,4 +1,4 @@
-"""How parameters and batches lie on the mesh: one strict table from parameter to logical axes, one from those to the mesh.
+"""How parameters and batches lie on the mesh: one table from parameter to logical axes, one from those to the mesh.
 
 A parameter without a row, a row without its parameter and a mesh axis used twice are errors: a forgotten row would
 otherwise be a silently replicated tensor.
@@ -21,11 +21,9 @@ BATCH = ("data", "fsdp")  # the mesh axes that split a batch's rows
 # The mesh axis that splits each logical axis; None is never split.
 AXES = {
     "layers": None,
-    "three": None,  # query, key, value
     "embed": "fsdp",
     "vocab": "model",
     "heads": "model",
-    "kv": None,
     "mlp": "model",
     "rows": None,  # small tables and vectors
     "classes": None,
@@ -38,9 +36,9 @@ PARAMETERS = {
     "encoder/embeddings/segment": ("rows", "embed"),
     "encoder/embeddings/norm/scale": ("rows",),
     "encoder/embeddings/norm/bias": ("rows",),
-    "encoder/layers/attention/qkv/kernel": ("layers", "embed", "three", "heads", "kv"),
-    "encoder/layers/attention/qkv/bias": ("layers", "three", "heads", "kv"),
-    "encoder/layers/attention/out/kernel": ("layers", "heads", "kv", "embed"),
+    "encoder/layers/attention/qkv/kernel": ("layers", "embed", "heads"),
+    "encoder/layers/attention/qkv/bias": ("layers", "heads"),
+    "encoder/layers/attention/out/kernel": ("layers", "heads", "embed"),
     "encoder/layers/attention/out/bias": ("layers", "rows"),
     "encoder/layers/attention_norm/scale": ("layers", "rows"),
     "encoder/layers/attention_norm/bias": ("layers", "rows"),
@@ -82,9 +80,7 @@ def make_mesh(shape: config.Mesh, devices: list[jax.Device] | None = None) -> ja
         "change --config.mesh.data, .fsdp or .model (-1 takes what is left)",
     )
     # Explicit axes, the default of make_mesh, would have modules name shardings; here the compiler propagates them.
-    return jax.make_mesh(
-        tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes), devices=devices
-    )
+    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes), devices=devices)
 
 
 def path_of(keys: tuple[Any, ...]) -> str:
@@ -107,7 +103,7 @@ def parameter_specs(params: Any, table: dict[str, tuple[str, ...]] = PARAMETERS)
         require(len(used) == len(set(used)), f"parameter {path}: {table[path]} uses a mesh axis twice: {used}")
     modules = {path.split("/")[0] for path in found}
     for path in table:
-        require(path.split("/")[0] not in modules or path in found, f"no parameter for the row {path}: remove or rename")
+        require(path.split("/")[0] not in modules or path in found, f"no parameter for the row {path}: rename it")
     return jax.tree_util.tree_map_with_path(lambda keys, _: PartitionSpec(*map(AXES.get, table[path_of(keys)])), params)
 
 
@@ -125,7 +121,7 @@ def state_shardings(mesh: jax.sharding.Mesh, optimizer: optax.GradientTransforma
             parts = mesh.shape[axis] if axis else 1
             require(
                 size % parts == 0,
-                f"{path_of(keys)} {leaf.shape}: {size} cannot be split over mesh.{axis}={parts}; choose a divisor of it",
+                f"{path_of(keys)} {leaf.shape}: {size} cannot be split over mesh.{axis}={parts}: choose a divisor",
             )
     replicated = NamedSharding(mesh, PartitionSpec())
     shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)

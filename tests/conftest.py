@@ -2,8 +2,13 @@
 
 import os
 import pathlib
+import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
+# Many tests compile the same small programs, in this process and in those they start.
+_compiled = tempfile.TemporaryDirectory(prefix="bert_jax_tests_")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 
 import jax
@@ -21,3 +26,43 @@ def real_data() -> pathlib.Path:
     if not folder.is_dir():
         pytest.skip("no real data beside this checkout")
     return folder
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A small corpus of made-up documents, as scripts/build_corpus.py would build it; returns its directory."""
+    import random
+
+    from bert_jax import building, tokenizer
+
+    rng = random.Random(0)
+    words = [rng.choice("bcdfglmnprst") + rng.choice("aeiou") + rng.choice("bdklmnrst") for _ in range(200)]
+    topics = [rng.sample(words, 30) for _ in range(8)]
+
+    def document() -> str:
+        topic = rng.choice(topics)
+        return "\n".join(" ".join(rng.choices(topic, k=rng.randint(4, 12))) + "." for _ in range(rng.randint(4, 12)))
+
+    folder = tmp_path_factory.mktemp("corpus")
+    (folder / "text.txt").write_text("\n\n".join(document() for _ in range(120)))
+    vocabulary = tokenizer.train_wordpiece(iter(words + ["."]), 300)
+    building.build([str(folder / "text.txt")], vocabulary, folder / "built", workers=1)
+    return str(folder / "built")
+
+
+@pytest.fixture(scope="session")
+def tiny(corpus: str) -> "Experiment":  # noqa: F821
+    """A pre-training run of seconds on that corpus, in two phases."""
+    from bert_jax import config
+    from bert_jax.experiment import Experiment
+    from bert_jax.tasks.pretrain import Pretrain
+
+    return Experiment(
+        name="tiny",
+        encoder=config.Encoder(layers=2, hidden=16, heads=2, vocab_size=320, max_positions=32, scan=True),
+        task=Pretrain(corpus=corpus, dupe_factor=2, heldout=0.1),
+        optimizer=config.Optimizer(learning_rate=1e-3, warmup=2),
+        phases=(config.Phase(length=16, batch_size=8, steps=5), config.Phase(length=32, batch_size=8, steps=5)),
+        mesh=config.Mesh(data=1),
+        every=config.Every(log=2, evaluate=0, checkpoint=3),
+    )

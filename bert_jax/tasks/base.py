@@ -1,11 +1,11 @@
-"""What a task is: the data, the heads, the losses. Pre-training is one, each fine-tuning is another; the loop is one."""
+"""What a task is: its data, its heads, its losses. Pre-training is one, each fine-tuning another; the loop is one."""
 
 from __future__ import annotations
 
 import abc
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import flax.linen as nn
 import jax
@@ -18,6 +18,7 @@ Batch = dict[str, Any]  # named arrays with a leading batch axis
 Pair = tuple[jax.Array, jax.Array]  # a sum and its weight: pairs add up over batches, shards and hosts
 
 
+@runtime_checkable
 class Source(Protocol):
     """Examples by number. The same number gives the same example, in any process."""
 

@@ -1,0 +1,77 @@
+"""`python -m bert_jax --config=FILE --workdir=DIR`: pre-train or fine-tune; the same command again goes on.
+
+Any field of the experiment is a flag: --config.encoder.layers=4 --config.task.masking.whole_word=true
+--config.phases.0.steps=1000. Example, on the machine's own documentation (scripts/quickstart does this and more):
+
+    python -m bert_jax --config=experiments/bert_laptop.py --workdir=run --config.task.corpus=corpus
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from absl import app, flags, logging
+
+_CONFIG = flags.DEFINE_string("config", None, "The experiment: a Python file that defines EXPERIMENT.", required=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where the run is kept; local or gs://.", required=True)
+_DATA_DIR = flags.DEFINE_string(
+    "data_dir", os.environ.get("BERT_JAX_DATA", ""), "Tasks' official files; default: $BERT_JAX_DATA."
+)
+_STOP_AT = flags.DEFINE_integer("stop_at", 0, "Stop after so many steps in all, with a checkpoint; 0: at the end.")
+_MULTIHOST = flags.DEFINE_bool("multihost", False, "One process of several: calls jax.distributed.initialize().")
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, where the platform does not know it.")
+_PROCESSES = flags.DEFINE_integer("processes", None, "How many processes there are, likewise.")
+_PROCESS = flags.DEFINE_integer("process", None, "The number of this one, from 0, likewise.")
+
+
+def split_flags(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Takes the --config.a.b=VALUE flags out of a command line: absl cannot know them before the file is read.
+
+    Raises:
+      ValueError: at one without a value.
+    """
+    rest, changes = [], {}
+    for argument in argv:
+        name, equals, value = argument.lstrip("-").partition("=")
+        if argument.startswith("-") and name.startswith("config."):
+            if not equals:
+                raise ValueError(f"{argument} needs a value: {argument}=VALUE")
+            changes[name.removeprefix("config.")] = value
+        else:
+            rest.append(argument)
+    return rest, changes
+
+
+def main(argv: Sequence[str], changes: dict[str, str]) -> int:
+    """Exit codes: 0 done, 1 an error that stands on stderr, 128 + n stopped by signal n with the state saved."""
+    if len(argv) > 1:
+        raise app.UsageError(f"too many arguments: {argv[1:]}; a flag's value follows an equals sign")
+    import jax  # after the flags: --help needs no device
+
+    from bert_jax import config, experiment, train
+
+    logging.set_verbosity(logging.ERROR)
+    if _MULTIHOST.value:
+        jax.distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+    try:
+        chosen = config.override(experiment.load(_CONFIG.value), changes)
+        train.run(chosen, _WORKDIR.value, data_dir=_DATA_DIR.value, stop_at=_STOP_AT.value)
+    except train.Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        return 128 + stopped.signum
+    except (ValueError, FloatingPointError, OSError) as error:
+        if os.environ.get("BERT_JAX_TRACEBACK"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        arguments, overrides = split_flags(sys.argv)
+    except ValueError as problem:
+        sys.exit(f"error: {problem}")
+    app.run(lambda argv: main(argv, overrides), argv=arguments)

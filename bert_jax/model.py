@@ -1,0 +1,165 @@
+"""A trained model to use: `bert_jax.load(workdir)`."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from bert_jax import checkpoint, config, encoder, experiment, tokenizer
+from bert_jax.config import require
+from bert_jax.experiment import Experiment
+from bert_jax.tasks.classify import Classify, pack
+
+
+class Filling(NamedTuple):
+    """A candidate for a [MASK]: the piece, its probability, and the text with it in place."""
+
+    token: str
+    probability: float
+    text: str
+
+
+class Prediction(NamedTuple):
+    """A text's class and the probability of every class."""
+
+    label: str
+    probabilities: dict[str, float]
+
+
+class Hidden(NamedTuple):
+    """Hidden states of a batch of texts, padded to the longest."""
+
+    last: np.ndarray  # float32 [B, T, D], of the last layer
+    layers: np.ndarray  # float32 [L + 1, B, T, D], the embeddings first
+    mask: np.ndarray  # bool [B, T], True where there is a token
+    pieces: list[list[str]]  # the tokens, [CLS] and [SEP] included
+
+
+class Model:
+    """Encoder, heads and tokenizer of a run. What it can do depends on the heads that were trained."""
+
+    def __init__(self, exp: Experiment, params: Any, vocabulary: tokenizer.Tokenizer) -> None:
+        assert exp.encoder is not None
+        self.experiment, self.params, self.tokenizer = exp, params, vocabulary
+        self.config: config.Encoder = exp.encoder
+        self._bert = encoder.Bert(self.config)
+        self._encode = jax.jit(functools.partial(self._bert.apply, all_layers=True))
+        self._heads = jax.jit(functools.partial(exp.task.module(self.config).apply, train=False))
+
+    def encode(self, texts: str | Sequence[str | tuple[str, str]], batch_size: int = 32) -> Hidden:
+        """Hidden states of each text, or pair of texts, with [CLS] and [SEP]; too long ones are cut.
+
+        Example:
+          >>> model.encode(["a short text"]).last.mean(axis=1)  # a sentence embedding   # doctest: +SKIP
+        """
+        rows = _rows(texts)
+        batch = self._pack(rows)
+        found = []
+        for part in _parts(batch, batch_size):
+            output = self._encode({"params": self.params["encoder"]}, part["tokens"], part["segments"], part["mask"])
+            found.append(np.asarray(output.layers, np.float32))
+        layers = np.concatenate(found, axis=1)[:, : len(rows)]
+        pieces = [
+            self.tokenizer.pieces(row[mask].tolist()) for row, mask in zip(batch["tokens"], batch["mask"], strict=True)
+        ]
+        return Hidden(layers[-1], layers, batch["mask"], pieces)
+
+    def fill_mask(self, text: str, top: int = 5) -> list[Filling]:
+        """The most probable pieces for the [MASK] in `text`, best first.
+
+        Raises:
+          ValueError: where there is not exactly one [MASK], or the run trained no masked LM.
+        """
+        require("masked_lm" in self.params, "this model has no masked LM head: load the pre-training run's workdir")
+        parts = text.split("[MASK]")
+        require(len(parts) == 2, f"the text must hold [MASK] exactly once, not {len(parts) - 1} times: {text!r}")
+        # Raw text never yields special tokens, so the mask's place is set by hand.
+        before, after = (self.tokenizer.encode(part) for part in parts)
+        ids = [self.tokenizer.cls, *before, self.tokenizer.mask, *after, self.tokenizer.sep]
+        require(
+            len(ids) <= self.config.max_positions,
+            f"{len(ids)} tokens are too many for this model: at most {self.config.max_positions}",
+        )
+        length = min(-(-len(ids) // 32) * 32, self.config.max_positions)  # few shapes, few compilations
+        tokens = np.full((1, length), self.tokenizer.pad, np.int32)
+        tokens[0, : len(ids)] = ids
+        batch = {
+            "tokens": tokens,
+            "segments": np.zeros_like(tokens),
+            "mask": np.arange(length)[None] < len(ids),
+            "positions": np.asarray([[len(before) + 1]], np.int32),
+        }
+        logits = self._heads({"params": self.params}, batch)["mlm_logits"][0, 0, : self.tokenizer.vocab_size]
+        chances = np.asarray(jax.nn.softmax(logits))
+        return [
+            Filling(
+                self.tokenizer.pieces([int(best)])[0],
+                float(chances[best]),
+                self.tokenizer.decode([*before, int(best), *after]),
+            )
+            for best in np.argsort(-chances)[:top]
+        ]
+
+    def classify(self, texts: str | Sequence[str | tuple[str, str]], batch_size: int = 32) -> list[Prediction]:
+        """The class of each text, or pair of texts.
+
+        Raises:
+          ValueError: where the run trained no classifier.
+        """
+        task = self.experiment.task
+        require(isinstance(task, Classify), "this model has no classifier: load the workdir of a fine-tuning run")
+        assert isinstance(task, Classify)
+        rows = _rows(texts)
+        logits = [
+            np.asarray(self._heads({"params": self.params}, part)["logits"])
+            for part in _parts(self._pack(rows), batch_size)
+        ]
+        chances = np.asarray(jax.nn.softmax(jnp.asarray(np.concatenate(logits)[: len(rows)])))
+        return [
+            Prediction(task.labels[int(row.argmax())], dict(zip(task.labels, map(float, row), strict=True)))
+            for row in chances
+        ]
+
+    def _pack(self, rows: list[tuple[str, ...]]) -> dict[str, np.ndarray]:
+        longest = max(sum(len(self.tokenizer.encode(text)) + 1 for text in row) + 1 for row in rows)
+        return pack(rows, min(-(-longest // 32) * 32, self.config.max_positions), self.tokenizer)
+
+
+def load(directory: str) -> Model:
+    """The model of a run's workdir, from its last checkpoint.
+
+    Raises:
+      ValueError: where the directory is no workdir, holds no checkpoint, or its parts do not fit each other.
+
+    Example:
+      >>> bert_jax.load("run").fill_mask("the capital of france is [MASK].")   # doctest: +SKIP
+    """
+    exp = experiment.read_config(directory)
+    vocabulary = tokenizer.load(str(epath.Path(directory) / "tokenizer"))
+    assert exp.encoder is not None
+    params = checkpoint.read_params(directory)
+    rows = params["encoder"]["embeddings"]["word"].shape[0]
+    require(
+        rows == exp.encoder.vocab_size,
+        f"{directory}: config.json says {exp.encoder.vocab_size} embeddings, the checkpoint holds {rows}",
+    )
+    return Model(exp, jax.tree.map(jnp.asarray, params), vocabulary)
+
+
+def _rows(texts: str | Sequence[str | tuple[str, str]]) -> list[tuple[str, ...]]:
+    texts = [texts] if isinstance(texts, str) else texts
+    require(len(texts) > 0, "there are no texts")
+    return [(text,) if isinstance(text, str) else tuple(text) for text in texts]
+
+
+def _parts(batch: dict[str, np.ndarray], size: int) -> list[dict[str, np.ndarray]]:
+    """Cuts a batch into parts of one shape: the last is filled up with copies of its last row."""
+    count = len(batch["tokens"])
+    places = [np.minimum(np.arange(start, start + size), count - 1) for start in range(0, count, size)]
+    return [{name: array[place] for name, array in batch.items()} for place in places]

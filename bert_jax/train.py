@@ -1,0 +1,438 @@
+"""The train loop, for every task: state, step, evaluation, and `run`, which ties a run together from start to result.
+
+    with mesh:  batch --corrupt--> module --losses--> gradients --clip, Adam--> state
+
+Only the step number is state: batches, masks and dropout are functions of it and of the seed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from etils import epath
+
+from bert_jax import checkpoint, config, data, experiment, losses, metrics, optimizer, sharding, tokenizer
+from bert_jax.config import require
+from bert_jax.experiment import Experiment
+from bert_jax.tasks.base import Batch, Context, Pair
+from bert_jax.tokenizer import Tokenizer
+
+
+class State(NamedTuple):
+    """All that a checkpoint holds."""
+
+    step: jax.Array  # int32 []: how many steps have been made
+    params: Any
+    optimizer: Any
+
+
+class Stopped(Exception):  # noqa: N818 - no error: a request that was heard
+    """A signal ended the run after a whole step; the state is saved. `signum` is the signal."""
+
+    def __init__(self, signum: int, step: int) -> None:
+        super().__init__(
+            f"stopped by {signal.Signals(signum).name} at step {step}; the same command goes on from there"
+        )
+        self.signum = signum
+
+
+class Stretch(NamedTuple):
+    """A phase on the run's own count of steps: [start, stop)."""
+
+    phase: config.Phase
+    start: int
+    stop: int
+    batches: data.Batches
+
+
+class Program:
+    """An experiment's functions, compiled for a mesh: `init`, `step`, `evaluate`. Owns no state and reads no data."""
+
+    def __init__(self, exp: Experiment, vocabulary: Tokenizer, total_steps: int, mesh: jax.sharding.Mesh) -> None:
+        require(exp.encoder is not None, "resolve the experiment first")
+        assert exp.encoder is not None
+        self.experiment, self.vocabulary, self.mesh = exp, vocabulary, mesh
+        self.module = exp.task.module(exp.encoder)
+        self.schedule = optimizer.schedule(exp.optimizer, total_steps)
+        self.optimizer = optimizer.make(exp.optimizer, total_steps)
+        self.batch_sharding = sharding.batch_sharding(mesh)
+        self.abstract = jax.eval_shape(self._init)
+        self.shardings = sharding.state_shardings(mesh, self.optimizer, self.abstract)
+        replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+        self.init = jax.jit(self._init, out_shardings=self.shardings)
+        self.step = jax.jit(
+            self._step,
+            in_shardings=(self.shardings, self.batch_sharding),
+            out_shardings=(self.shardings, replicated),
+            donate_argnums=0,
+        )
+        self.evaluate_batch = jax.jit(
+            self._evaluate, in_shardings=(self.shardings.params, self.batch_sharding), out_shardings=replicated
+        )
+
+    def abstract_state(self) -> State:
+        """Shapes and shardings, for a checkpoint to be restored onto."""
+        return jax.tree.map(
+            lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+            self.abstract,
+            self.shardings,
+        )
+
+    def _key(self, name: str) -> jax.Array:
+        """A key of its own for each use of randomness, folded from the one seed."""
+        return jax.random.fold_in(jax.random.key(self.experiment.seed), sum(map(ord, name)))
+
+    def _corrupt(self, batch: Batch, split: str) -> Batch:
+        return self.experiment.task.corrupt(self._key(f"masks of {split}"), batch, self.vocabulary)
+
+    def _init(self) -> State:
+        spec = self.experiment.task.spec(1, self.experiment.phases[0].length)
+        batch = self._corrupt({name: jnp.zeros(one.shape, one.dtype) for name, one in spec.items()}, "init")
+        params = self.module.init(self._key("parameters"), batch, train=False)["params"]
+        return State(jnp.zeros((), jnp.int32), params, self.optimizer.init(params))
+
+    def _loss(self, params: Any, batch: Batch, dropout: jax.Array) -> tuple[jax.Array, dict[str, Pair]]:
+        """The objective, the sum of the losses' means, and all figures as (sum, weight) pairs."""
+        outputs: Any = self.module.apply({"params": params}, batch, train=True, rngs={"dropout": dropout})
+        parts, figures = self.experiment.task.losses(outputs, batch)
+        objective = sum((losses.mean(pair) for pair in parts.values()), jnp.zeros(()))
+        return objective, {**parts, **figures}
+
+    def _gradients(self, params: Any, batch: Batch, dropout: jax.Array) -> tuple[Any, dict[str, Pair]]:
+        """The gradients of the objective, and the figures."""
+        shards = self.experiment.optimizer.clip_shards
+        if shards == 1:
+            return jax.grad(self._loss, has_aux=True)(params, batch, dropout)
+
+        def one(shard: Batch, index: jax.Array) -> Any:
+            gradients, figures = jax.grad(self._loss, has_aux=True)(params, shard, jax.random.fold_in(dropout, index))
+            return optimizer.clip(gradients, self.experiment.optimizer.clip_norm), figures
+
+        # The reference on many cores: each clips its own part's gradient, then they are averaged.
+        parts = jax.tree.map(lambda x: x.reshape(shards, x.shape[0] // shards, *x.shape[1:]), batch)
+        gradients, figures = jax.vmap(one)(parts, jnp.arange(shards))
+        return jax.tree.map(lambda x: x.mean(axis=0), gradients), jax.tree.map(lambda x: x.sum(axis=0), figures)
+
+    def _step(self, state: State, batch: Batch) -> tuple[State, dict[str, Any]]:
+        batch = self._corrupt(batch, "train")
+        dropout = jax.random.fold_in(self._key("dropout"), state.step)
+        gradients, figures = self._gradients(state.params, batch, dropout)
+        norm = (optax.tree.norm(gradients), jnp.ones(()))
+        updates, moments = self.optimizer.update(gradients, state.optimizer, state.params)
+        params = jax.tree.map(jnp.add, state.params, updates)
+        return State(state.step + 1, params, moments), {**figures, "gradient_norm": norm}
+
+    def _evaluate(self, params: Any, batch: Batch) -> dict[str, Pair]:
+        batch = self._corrupt(batch, "validation")
+        outputs: Any = self.module.apply({"params": params}, batch, train=False)
+        parts, figures = self.experiment.task.losses(outputs, batch)
+        return {**parts, **figures}
+
+    def evaluate(self, params: Any, batches: data.Batches) -> dict[str, float]:
+        """The figures over every validation example, each counted once."""
+        total: dict[str, Pair] = {}
+        for batch in data.ahead(batches.__getitem__, range(len(batches))):
+            pairs = self.evaluate_batch(params, batch)
+            total = jax.tree.map(jnp.add, total, pairs) if total else pairs
+        return means([jax.device_get(total)])
+
+
+def means(figures: list[dict[str, Any]]) -> dict[str, float]:
+    """The means of several steps' (sum, weight) pairs, on the host, with the perplexity of a masked LM loss."""
+    sums = {name: np.sum([np.asarray(one[name], np.float64) for one in figures], axis=0) for name in figures[0]}
+    values = {name: float(total / max(weight, 1e-5)) for name, (total, weight) in sums.items()}
+    if "mlm_loss" in values:
+        values["mlm_perplexity"] = math.exp(min(values["mlm_loss"], 50.0))
+    loss = sum(value for name, value in values.items() if name.endswith("loss"))
+    return {"loss": loss, **values}
+
+
+# From an experiment to a run.
+
+
+def resolve(exp: Experiment, workdir: str = "") -> Experiment:
+    """The experiment with its encoder filled in from the workdir (a run that goes on) or from `init_from`.
+
+    Raises:
+      ValueError: where there is no encoder, or it has another shape than the weights that it starts from.
+    """
+    if exp.encoder is None and (epath.Path(workdir) / "config.json").exists():
+        return dataclasses.replace(exp, encoder=experiment.read_config(workdir).encoder)
+    require(
+        exp.encoder is not None or exp.init_from != "",
+        "this experiment names no encoder: take it from a pre-training run with --config.init_from=WORKDIR, or name a size "
+        "with --config.encoder.layers=2 and so on",
+    )
+    if exp.init_from == "":
+        return exp
+    source = experiment.read_config(exp.init_from).encoder
+    if exp.encoder is None:
+        return dataclasses.replace(exp, encoder=source)
+    free = ("dropout", "attention_dropout", "dropout_rng", "dtype", "scan", "remat", "init_stddev")
+    changed = config.differences(config.to_dict(source), config.to_dict(exp.encoder))
+    changed = [line for line in changed if line.split(":")[0] not in free]
+    require(not changed, f"the encoder differs from init_from={exp.init_from} (there, here): " + "; ".join(changed))
+    return exp
+
+
+def find_tokenizer(exp: Experiment, workdir: str = "") -> Tokenizer:
+    """The tokenizer of a run: its own copy, `vocab`, the corpus's, or that of `init_from`; those there are must agree.
+
+    Raises:
+      ValueError: where there is none, two differ, or it has more tokens than the encoder has embeddings.
+    """
+    found = {}
+    for name, directory in (("the workdir", workdir), ("init_from", exp.init_from)):
+        if directory and (epath.Path(directory) / "tokenizer").exists():
+            found[name] = tokenizer.load(str(epath.Path(directory) / "tokenizer"))
+    if exp.vocab:
+        found["vocab"] = tokenizer.load(exp.vocab)
+    bound = exp.task.tokenizer()
+    if bound is not None:
+        found["the task's corpus"] = bound
+    require(bool(found), "no vocabulary: name one with --config.vocab=vocab.txt")
+    require(
+        len({one.fingerprint for one in found.values()}) == 1,
+        f"the vocabularies of {' and '.join(found)} differ: weights and data must share one. Build the corpus "
+        "again with the vocabulary that the run names, or name that of the corpus",
+    )
+    chosen = next(iter(found.values()))
+    assert exp.encoder is not None
+    require(
+        chosen.vocab_size <= exp.encoder.vocab_size,
+        f"the vocabulary has {chosen.vocab_size} tokens, the embedding only {exp.encoder.vocab_size}: set "
+        f"--config.encoder.vocab_size={chosen.vocab_size}",
+    )
+    return chosen
+
+
+def stretches(exp: Experiment, context: Context, place: jax.sharding.NamedSharding) -> list[Stretch]:
+    """The phases with their data, on the run's own count of steps."""
+    found: list[Stretch] = []
+    for index, phase in enumerate(exp.phases):
+        source = exp.task.source("train", phase.length, context)
+        batches = data.Batches(source, phase.batch_size, place, seed=exp.seed + 7919 * index)
+        start = found[-1].stop if found else 0
+        steps = phase.steps or max(1, int(phase.epochs * len(source) / phase.batch_size))
+        found.append(Stretch(phase, start, start + steps, batches))
+    return found
+
+
+def initial_state(exp: Experiment, program: Program, checkpoints: checkpoint.Checkpoints | None) -> tuple[State, str]:
+    """Where a run starts, and a word on it: its own checkpoint, else the weights of `init_from`, else random ones."""
+    latest = checkpoints.latest() if checkpoints else None
+    if checkpoints and latest is not None:
+        return checkpoints.restore(latest, program.abstract_state()), f"goes on at step {latest}"
+    state = program.init()
+    if exp.init_from == "" or exp.random_init:
+        return state, "starts from random weights"
+    source = checkpoint.read_params(exp.init_from)
+    params = checkpoint.initialise(state.params, source, task=exp.task, name=exp.init_from)
+    return state._replace(params=params), f"starts from the weights of {exp.init_from}"
+
+
+@contextlib.contextmanager
+def signals() -> Iterator[Callable[[], int | None]]:
+    """Turns SIGTERM and SIGINT into a question that the loop asks between steps; a second one ends it at once."""
+    heard: list[int] = []
+
+    def hear(signum: int, _: Any) -> None:
+        if heard:
+            raise KeyboardInterrupt
+        heard.append(signum)
+
+    before = {signum: signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        for signum in before:
+            signal.signal(signum, hear)
+    except ValueError:  # not in the main thread: a notebook's or a test's; signals stay as they are
+        before = {}
+    try:
+        yield lambda: heard[0] if heard else None
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+def run(exp: Experiment, workdir: str, *, data_dir: str = "", stop_at: int = 0, quiet: bool = False) -> dict[str, Any]:
+    """Trains until the last phase ends, going on where an earlier call stopped, and returns what result.json holds.
+
+    Args:
+      exp: the experiment.
+      workdir: local or gs://; made where it is not there. Holds config.json, metrics.jsonl, checkpoints, result.json.
+      data_dir: where a task finds its official files.
+      stop_at: ends the call after this many steps in all, with a checkpoint; 0 means at the end of the last phase.
+      quiet: no progress on stderr.
+
+    Raises:
+      ValueError: at what is wrong with the experiment, its data or its checkpoints; nothing is lost.
+      FloatingPointError: at a loss that is no number; says the step. The last good checkpoint stands.
+      Stopped: at SIGTERM or SIGINT, after the checkpoint is written.
+    """
+    exp = resolve(exp, workdir)
+    vocabulary = find_tokenizer(exp, workdir)
+    context = Context(vocabulary, data_dir, exp.seed)
+    mesh = sharding.make_mesh(exp.mesh)
+    place = sharding.batch_sharding(mesh)
+    plan = stretches(exp, context, place)
+    total = plan[-1].stop
+    last = min(total, stop_at or total)
+
+    main = jax.process_index() == 0
+    if main:
+        epath.Path(workdir).mkdir(parents=True, exist_ok=True)
+        experiment.record(exp, workdir)
+        vocabulary.save(str(epath.Path(workdir) / "tokenizer"))
+    with jax.set_mesh(mesh):
+        program = Program(exp, vocabulary, total, mesh)
+        checkpoints = checkpoint.Checkpoints(workdir, exp.every.keep)
+        try:
+            state, origin = initial_state(exp, program, checkpoints)
+            loop = _Loop(program, plan, context, checkpoints, workdir, quiet=quiet or not main, write=main)
+            loop.progress.say(f"{exp.name}: {parameter_count(state.params):,} parameters, {total:,} steps; {origin}")
+            with loop.progress:
+                state = loop.train(state, last)
+            return loop.finish(state, done=last == total)
+        finally:
+            checkpoints.close()
+
+
+def parameter_count(params: Any) -> int:
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+
+
+class _Loop:
+    """What a run carries from step to step besides its state: figures on their way, and when what was last done."""
+
+    def __init__(
+        self,
+        program: Program,
+        plan: list[Stretch],
+        context: Context,
+        checkpoints: checkpoint.Checkpoints,
+        workdir: str,
+        *,
+        quiet: bool,
+        write: bool,
+    ) -> None:
+        self.program, self.plan, self.checkpoints, self.workdir = program, plan, checkpoints, workdir
+        self.exp, self.every = program.experiment, program.experiment.every
+        final = plan[-1].phase
+        validation = self.exp.task.source("validation", final.length, context)
+        self.validation = data.Batches(validation, final.batch_size, program.batch_sharding, shuffle=False)
+        self.baselines = self.exp.task.baselines(context, final.length)
+        start = checkpoints.latest() or 0
+        self.writer = metrics.Writer(workdir, start) if write else None
+        self.progress = metrics.Progress(plan[-1].stop, start, quiet)
+        self.pending: list[tuple[int, dict[str, Any]]] = []  # figures that are still on the device
+        self.scores: dict[str, float] = {}
+        self.tokens_per_step = 0
+        self.since: float | None = None  # when the last figures came
+
+    def train(self, state: State, last: int) -> State:
+        """Steps from where `state` stands up to `last`."""
+        step = int(state.step)
+        if step == 0:
+            self.write(0, "validation", self.program.evaluate(state.params, self.validation))
+        with signals() as heard:
+            for phase, start, stop, batches in self.plan:
+                first, end = max(step, start), min(stop, last)
+                if first >= end:
+                    continue
+                self.tokens_per_step, self.since = phase.batch_size * phase.length, None
+                for batch in data.ahead(batches.__getitem__, range(first - start, end - start)):
+                    state, figures = self.program.step(state, batch)
+                    step += 1
+                    self.pending.append((step, figures))
+                    self.after(step, state)
+                    signum = heard()
+                    if signum is not None:
+                        self.save(step, state)
+                        raise Stopped(signum, step)
+        return state
+
+    def after(self, step: int, state: State) -> None:
+        """What is due after a step."""
+        self.progress.advance(step)
+        if self.since is None or step % self.every.log == 0:  # the first step of a phase compiles: it has no speed
+            self.flush(step)
+        if self.every.evaluate and step % self.every.evaluate == 0 and step < self.plan[-1].stop:
+            self.evaluate(step, state)
+        if self.every.checkpoint and step % self.every.checkpoint == 0:
+            self.save(step, state)
+
+    def flush(self, step: int) -> None:
+        """Fetches the figures of the steps since the last time, checks and logs them."""
+        if not self.pending:
+            return
+        steps, figures = [s for s, _ in self.pending], jax.device_get([f for _, f in self.pending])
+        self.pending = []
+        for one, values in zip(steps, figures, strict=True):
+            if not all(np.isfinite(pair[0]) for pair in values.values()):
+                good = self.checkpoints.latest()
+                raise FloatingPointError(
+                    f"the loss is no number at step {one}. The last good checkpoint is that of step {good}; a lower "
+                    "--config.optimizer.learning_rate, or a longer warmup, is the usual cure"
+                )
+        now, values = time.monotonic(), means(figures)
+        values["learning_rate"] = float(self.program.schedule(steps[-1] - 1))
+        if self.since is not None:
+            values["tokens_per_second"] = len(steps) * self.tokens_per_step / (now - self.since)
+            values["seconds"] = now - self.since
+        self.since = now
+        self.write(step, "train", values)
+
+    def evaluate(self, step: int, state: State) -> None:
+        self.flush(step)
+        self.scores = self.program.evaluate(state.params, self.validation)
+        self.write(step, "validation", self.scores)
+        self.since = time.monotonic()
+
+    def save(self, step: int, state: State) -> None:
+        """A checkpoint, of a state whose figures are known to be good."""
+        self.flush(step)
+        self.checkpoints.save(step, state)
+        self.checkpoints.wait() if step == self.plan[-1].stop else None
+
+    def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
+        if split == "validation":
+            values = {**values, **self.baselines}
+            self.progress.say(f"step {step}: validation  " + "  ".join(f"{k} {v:.4g}" for k, v in values.items()))
+        else:
+            shown = ("loss", "mlm_accuracy", "nsp_accuracy", "accuracy", "tokens_per_second")
+            self.progress.log(step, {name: values[name] for name in shown if name in values})
+        if self.writer:
+            self.writer.write(step, split, values)
+
+    def finish(self, state: State, done: bool) -> dict[str, Any]:
+        """The last evaluation, checkpoint and result.json; without `done`, the checkpoint alone."""
+        step = int(state.step)
+        self.save(step, state)
+        self.checkpoints.wait()
+        if not done:
+            return {"step": step, "done": False}
+        self.evaluate(step, state)
+        result = {
+            "step": step,
+            "done": True,
+            **self.scores,
+            **self.baselines,
+            "parameters": parameter_count(state.params),
+            "tokens": sum((s.stop - s.start) * s.phase.batch_size * s.phase.length for s in self.plan),
+            "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        }
+        if self.writer:
+            (epath.Path(self.workdir) / "result.json").write_text(json.dumps(result, indent=1) + "\n")
+            self.writer.close()
+        return result

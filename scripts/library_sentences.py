@@ -1,0 +1,19 @@
+"""Writes a small classification set from the machine's own documentation: which library is this sentence from?
+
+python scripts/library_sentences.py --output=DIR
+"""
+
+from absl import app, flags
+
+from bert_jax import quickstart
+
+_OUTPUT = flags.DEFINE_string("output", None, "The folder for train.tsv and dev.tsv.", required=True)
+
+
+def main(argv: list[str]) -> None:
+    del argv
+    quickstart.write(_OUTPUT.value)
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,51 @@
+"""The rooms import in one direction: the order that WORKSPACE.md gives, and no room one that stands below it."""
+
+import ast
+import re
+
+import pytest
+
+from tests.conftest import REPOSITORY
+
+PACKAGE = REPOSITORY / "bert_jax"
+
+
+def order() -> list[str]:
+    """The rooms in the order of WORKSPACE.md's map."""
+    text = (REPOSITORY / "WORKSPACE.md").read_text()
+    return re.findall(r"^ {4}([a-z_/]+\.py) ", text, flags=re.MULTILINE)
+
+
+def rooms() -> list[str]:
+    return sorted(str(path.relative_to(PACKAGE)) for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
+
+
+def imported(room: str) -> set[str]:
+    """The rooms that a room imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse((PACKAGE / room).read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("bert_jax"):
+            base = node.module.replace(".", "/").removeprefix("bert_jax").removeprefix("/")
+            for alias in node.names:
+                inner = f"{base}/{alias.name}.py".removeprefix("/")
+                found.add(inner if (PACKAGE / inner).exists() else f"{base}.py")
+    return found
+
+
+def test_the_map_names_every_room() -> None:
+    assert sorted(order()) == rooms()
+
+
+@pytest.mark.parametrize("room", rooms())
+def test_imports_point_up(room: str) -> None:
+    above = order()[: order().index(room)]
+    assert imported(room) <= set(above)
+
+
+@pytest.mark.parametrize("room", ["text.py", "tokenizer.py", "corpus.py", "pairing.py"])
+def test_the_corpus_build_needs_no_jax(room: str) -> None:
+    """Its worker processes start in a moment, and hold no device."""
+    tree = ast.parse((PACKAGE / room).read_text())
+    names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert not any(name.split(".")[0] in ("jax", "flax", "optax") for name in names)

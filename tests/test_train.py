@@ -1,0 +1,281 @@
+"""The loop: exact resume, one result on every mesh and every number of hosts, and what happens when things go wrong."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bert_jax import checkpoint, config, experiment, metrics, sharding, train
+from bert_jax.config import override
+from bert_jax.experiment import Experiment
+from tests.conftest import REPOSITORY
+
+
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs take one device unless a test gives them a mesh."""
+    everything = sharding.make_mesh
+
+    def make_mesh(shape: config.Mesh, devices: list[jax.Device] | None = None) -> jax.sharding.Mesh:
+        count = abs(shape.data) * shape.fsdp * shape.model
+        return everything(shape, devices or jax.devices()[:count])
+
+    monkeypatch.setattr(sharding, "make_mesh", make_mesh)
+
+
+def params(workdir: pathlib.Path, step: int | None = None) -> dict[str, np.ndarray]:
+    tree = checkpoint.read_params(str(workdir), step)
+    return {sharding.path_of(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def assert_same(a: pathlib.Path, b: pathlib.Path) -> None:
+    """Bit for bit: the weights and what they score. (A line of training figures is a mean since the last one.)"""
+    one, two = params(a), params(b)
+    for path, leaf in one.items():
+        np.testing.assert_array_equal(leaf, two[path], err_msg=path)
+    assert metrics.read(str(a), "validation") == metrics.read(str(b), "validation")
+    steps = [line["step"] for line in metrics.read(str(b), "train")]
+    assert steps == sorted(set(steps)), "a step was logged twice"
+
+
+def command(exp: Experiment, folder: pathlib.Path, workdir: pathlib.Path, *flags: str) -> list[str]:
+    """The command line that runs `exp`, which it writes to a file first."""
+    file = folder / "experiment.py"
+    file.write_text(
+        "import json\nfrom bert_jax import config, experiment\n"
+        f"EXPERIMENT = config.from_dict(json.loads({json.dumps(config.to_dict(exp))!r}), experiment.kinds())\n"
+    )
+    return [sys.executable, "-m", "bert_jax", f"--config={file}", f"--workdir={workdir}", *flags]
+
+
+def environment(devices: int = 1) -> dict[str, str]:
+    return {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "PYTHONPATH": str(REPOSITORY),
+    }
+
+
+@pytest.fixture(scope="module")
+def whole(tiny: Experiment, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """The tiny run, never stopped."""
+    workdir = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        one_device.__wrapped__(patch)
+        train.run(tiny, str(workdir), quiet=True)
+    return workdir
+
+
+@pytest.mark.parametrize("stop", [3, 5, 7])
+def test_stopped_and_resumed_is_never_having_stopped(
+    tiny: Experiment, whole: pathlib.Path, tmp_path: pathlib.Path, stop: int
+) -> None:
+    first = train.run(tiny, str(tmp_path), stop_at=stop, quiet=True)
+    assert first == {"step": stop, "done": False}
+    result = train.run(tiny, str(tmp_path), quiet=True)
+    assert result["done"]
+    assert_same(whole, tmp_path)
+
+
+def test_a_kill_costs_nothing_but_the_steps_since_the_checkpoint(
+    tiny: Experiment, whole: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    """kill -9 in mid-run, then the same command: the result is that of a run that was left alone."""
+    line = command(tiny, tmp_path, tmp_path / "run")
+    process = subprocess.Popen(line, env=environment(), stderr=subprocess.DEVNULL)
+    checkpoints = tmp_path / "run" / "checkpoints"
+    deadline = time.monotonic() + 120
+    while not (checkpoints.exists() and any(p.name.isdigit() for p in checkpoints.iterdir())):
+        assert process.poll() is None or (tmp_path / "run" / "result.json").exists(), "it ended by itself"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 9, "split": "tr')  # what a kill in mid-write leaves
+    subprocess.run(line, env=environment(), check=True, stderr=subprocess.DEVNULL)
+    assert_same(whole, tmp_path / "run")
+
+
+def test_a_signal_saves_and_says_so(tiny: Experiment, whole: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """SIGTERM: a checkpoint after the step in hand, exit code 128 + 15, and the same command goes on."""
+    exp = override(tiny, {"phases.0.steps": 2000, "every.checkpoint": 0})
+    line = command(exp, tmp_path, tmp_path / "run")
+    process = subprocess.Popen(line, env=environment(), stderr=subprocess.PIPE, text=True)
+    while not metrics.read(str(tmp_path / "run"), "train"):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "stopped by SIGTERM at step" in said
+    saved = checkpoint.Checkpoints(str(tmp_path / "run")).latest()
+    assert saved is not None
+    assert f"at step {saved}" in said
+
+
+MESHES = [config.Mesh(1, 1), config.Mesh(8, 1), config.Mesh(4, 2), config.Mesh(2, 2, 2)]
+
+
+@pytest.fixture(scope="module")
+def losses_by_mesh(tiny: Experiment, corpus: str) -> dict[config.Mesh, list[float]]:
+    """Four steps of training, dropout on, on each mesh."""
+    found = {}
+    for shape in MESHES:
+        exp = dataclasses.replace(tiny, mesh=shape)
+        mesh = sharding.make_mesh(shape, jax.devices()[: shape.data * shape.fsdp * shape.model])
+        vocabulary = train.find_tokenizer(exp)
+        context = train.Context(vocabulary)
+        plan = train.stretches(exp, context, sharding.batch_sharding(mesh))
+        with jax.set_mesh(mesh):
+            program = train.Program(exp, vocabulary, plan[-1].stop, mesh)
+            state, losses = program.init(), []
+            for n in range(4):
+                state, figures = program.step(state, plan[0].batches[n])
+                losses.append(train.means([jax.device_get(figures)])["loss"])
+            assert program.step._cache_size() == 1, "the step was compiled again"
+        found[shape] = losses
+    return found
+
+
+@pytest.mark.parametrize("shape", MESHES[1:])
+def test_the_mesh_does_not_change_the_run(losses_by_mesh: dict[config.Mesh, list[float]], shape: config.Mesh) -> None:
+    np.testing.assert_allclose(losses_by_mesh[shape], losses_by_mesh[MESHES[0]], rtol=2e-6)
+
+
+def test_dropout_is_on_in_those_steps(tiny: Experiment, losses_by_mesh: dict[config.Mesh, list[float]]) -> None:
+    exp = override(tiny, {"encoder.dropout": 0.0, "encoder.attention_dropout": 0.0})
+    vocabulary = train.find_tokenizer(exp)
+    mesh = sharding.make_mesh(config.Mesh(1))
+    plan = train.stretches(exp, train.Context(vocabulary), sharding.batch_sharding(mesh))
+    with jax.set_mesh(mesh):
+        program = train.Program(exp, vocabulary, plan[-1].stop, mesh)
+        _, figures = program.step(program.init(), plan[0].batches[0])
+    assert train.means([jax.device_get(figures)])["loss"] != losses_by_mesh[MESHES[0]][0]
+
+
+def test_a_checkpoint_goes_on_on_another_mesh(tiny: Experiment, whole: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    train.run(tiny, str(tmp_path), stop_at=5, quiet=True)
+    train.run(dataclasses.replace(tiny, mesh=config.Mesh(2, 2)), str(tmp_path), quiet=True)
+    moved = params(tmp_path)
+    for path, leaf in params(whole).items():
+        np.testing.assert_allclose(leaf, moved[path], rtol=1e-3, atol=1e-5, err_msg=path)
+
+
+def test_two_hosts_are_one(tiny: Experiment, whole: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """Two processes joined by jax.distributed, each with one device: the same losses as one process."""
+    import socket
+
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    exp = dataclasses.replace(tiny, mesh=config.Mesh(data=2))
+    lines = [
+        command(exp, tmp_path, tmp_path / "run", "--multihost", f"--coordinator=localhost:{port}", "--processes=2")
+        + [f"--process={number}"]
+        for number in range(2)
+    ]
+    processes = [
+        subprocess.Popen(line, env=environment(), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for line in lines
+    ]
+    said = [process.communicate(timeout=240) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
+    alone, joined = (metrics.read(str(d)) for d in (whole, tmp_path / "run"))
+    assert [line["step"] for line in alone] == [line["step"] for line in joined]
+    for one, two in zip(alone, joined, strict=True):
+        assert one["loss"] == pytest.approx(two["loss"], rel=1e-5)
+
+
+def test_a_nan_stops_the_run_and_keeps_the_last_good_checkpoint(tiny: Experiment, tmp_path: pathlib.Path) -> None:
+    exp = override(tiny, {"optimizer.learning_rate": 1e38, "optimizer.warmup": 4, "every.checkpoint": 1})
+    with pytest.raises(FloatingPointError, match=r"no number at step \d.*last good checkpoint is that of step \d"):
+        train.run(exp, str(tmp_path), quiet=True)
+    assert all(np.isfinite(leaf).all() for leaf in params(tmp_path).values())
+
+
+def test_another_experiment_in_the_same_workdir_is_refused(tiny: Experiment, tmp_path: pathlib.Path) -> None:
+    train.run(tiny, str(tmp_path), stop_at=1, quiet=True)
+    with pytest.raises(ValueError, match=r"another experiment(.|\n)*optimizer.learning_rate: 0.001, and 0.002"):
+        train.run(override(tiny, {"optimizer.learning_rate": 0.002}), str(tmp_path), quiet=True)
+    train.run(override(tiny, {"every.log": 1, "encoder.scan": False}), str(tmp_path), stop_at=2, quiet=True)
+
+
+def test_a_vocabulary_larger_than_the_embedding_is_refused(tiny: Experiment, tmp_path: pathlib.Path) -> None:
+    with pytest.raises(ValueError, match=r"the embedding only 100: set --config.encoder.vocab_size="):
+        train.run(override(tiny, {"encoder.vocab_size": 100}), str(tmp_path), quiet=True)
+
+
+def test_a_corpus_of_another_vocabulary_is_refused(tiny: Experiment, tmp_path: pathlib.Path) -> None:
+    other = tmp_path / "vocab.txt"
+    other.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b"]) + "\n")
+    with pytest.raises(ValueError, match="vocabularies of vocab and the task's corpus differ"):
+        train.run(dataclasses.replace(tiny, vocab=str(other)), str(tmp_path / "run"), quiet=True)
+    assert not (tmp_path / "run").exists(), "nothing is written before the check"
+
+
+def test_a_missing_corpus_is_said(tiny: Experiment, tmp_path: pathlib.Path) -> None:
+    with pytest.raises(ValueError, match="build one with scripts/build_corpus.py"):
+        train.run(override(tiny, {"task.corpus": ""}), str(tmp_path), quiet=True)
+
+
+def test_a_damaged_checkpoint_is_said(tiny: Experiment, tmp_path: pathlib.Path) -> None:
+    train.run(tiny, str(tmp_path), stop_at=1, quiet=True)
+    for file in (tmp_path / "checkpoints" / "1" / "params").rglob("*"):
+        if file.is_file() and file.stat().st_size > 100:
+            file.write_bytes(b"damaged")
+    with pytest.raises(ValueError, match=r"cannot restore .*delete that directory"):
+        train.run(tiny, str(tmp_path), quiet=True)
+
+
+def test_clipping_by_shard_clips_each_part_by_itself(tiny: Experiment) -> None:
+    """Two shards whose gradients are clipped to norm c and averaged: what the two halves give alone, averaged."""
+    still = {"encoder.dropout": 0.0, "encoder.attention_dropout": 0.0, "optimizer.clip_norm": 0.01}
+    exp = override(tiny, {**still, "optimizer.clip_shards": 2})
+    vocabulary = train.find_tokenizer(exp)
+    mesh = sharding.make_mesh(config.Mesh(1))
+    plan = train.stretches(exp, train.Context(vocabulary), sharding.batch_sharding(mesh))
+    batch = plan[0].batches[0]
+    key = jax.random.key(0)
+    with jax.set_mesh(mesh):
+        program = train.Program(exp, vocabulary, 10, mesh)
+        state = program.init()
+        batch = program._corrupt(batch, "train")
+        both, _ = program._gradients(state.params, batch, key)
+        whole_batch = train.Program(override(exp, {"optimizer.clip_shards": 1}), vocabulary, 10, mesh)
+        halves = []
+        for part in (slice(0, 4), slice(4, 8)):
+            gradients, _ = whole_batch._gradients(state.params, {k: v[part] for k, v in batch.items()}, key)
+            norm = jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(gradients)))
+            assert norm > 0.01
+            halves.append(jax.tree.map(lambda g, n=norm: g * 0.01 / n, gradients))
+    wanted = jax.tree.map(lambda a, b: (a + b) / 2, *halves)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7), both, wanted)
+
+
+def test_the_encoder_comes_from_init_from_unless_named(tiny: Experiment, whole: pathlib.Path) -> None:
+    exp = dataclasses.replace(tiny, encoder=None, init_from=str(whole))
+    assert train.resolve(exp).encoder == tiny.encoder
+    other = override(tiny, {"encoder.layers": 3, "init_from": str(whole)})
+    with pytest.raises(ValueError, match=r"differs from init_from.*layers: 2, and 3"):
+        train.resolve(other)
+    with pytest.raises(ValueError, match="names no encoder"):
+        train.resolve(dataclasses.replace(tiny, encoder=None))
+
+
+def test_a_run_goes_on_without_its_source(tiny: Experiment, whole: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """A run that took its encoder from another is resumed from its own workdir's record."""
+    exp = dataclasses.replace(tiny, encoder=None, init_from=str(whole))
+    train.run(exp, str(tmp_path), stop_at=1, quiet=True)
+    assert experiment.read_config(str(tmp_path)).encoder == tiny.encoder
+    train.run(exp, str(tmp_path), stop_at=2, quiet=True)
