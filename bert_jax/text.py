@@ -30,7 +30,7 @@ import tokenize
 import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, BinaryIO, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import sentencex
 import zstandard
@@ -126,10 +126,36 @@ def _read(source: str, errors: str, field: str) -> Iterator[Document]:
 # --- files
 
 
-def _zstd(path: pathlib.Path) -> BinaryIO:
-    # A file may hold several frames, and without `read_across_frames` the rest would be lost silently.
-    reader = zstandard.ZstdDecompressor().stream_reader(path.open("rb"), read_across_frames=True, closefd=True)
-    return io.BufferedReader(reader, 1 << 17)  # type: ignore[arg-type, return-value]
+class _Zstd(io.RawIOBase):
+    """The contents of a .zst file, all its frames. The library's own reader ends silently where a file is cut short."""
+
+    def __init__(self, path: pathlib.Path):
+        self._chunks, self._held = self._decompressed(path), b""
+
+    @staticmethod
+    def _decompressed(path: pathlib.Path) -> Iterator[bytes]:
+        frame = None
+        with path.open("rb") as file:
+            while data := file.read(1 << 17):
+                while data:
+                    frame = frame or zstandard.ZstdDecompressor().decompressobj()
+                    yield frame.decompress(data)
+                    data, frame = (frame.unused_data, None) if frame.eof else (b"", frame)
+        if frame:
+            raise EOFError("the file ended within a frame")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._held:
+            chunk = next(self._chunks, None)
+            if chunk is None:
+                return 0
+            self._held = chunk
+        count = min(len(buffer), len(self._held))
+        buffer[:count], self._held = self._held[:count], self._held[count:]
+        return count
 
 
 _OPEN: dict[str, Callable[[pathlib.Path], Any]] = {
@@ -137,9 +163,9 @@ _OPEN: dict[str, Callable[[pathlib.Path], Any]] = {
     ".gz": gzip.open,
     ".xz": lzma.open,
     ".bz2": bz2.open,
-    ".zst": _zstd,
+    ".zst": lambda path: io.BufferedReader(_Zstd(path), 1 << 17),
 }
-_DAMAGED = (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error, zstandard.ZstdError)
+_DAMAGED = (EOFError, OSError, lzma.LZMAError, zlib.error, zstandard.ZstdError)
 _KNOWN = "known are .txt, .jsonl and .json, plain or with .gz, .xz, .bz2 or .zst after it"
 
 
@@ -158,6 +184,8 @@ def _file(path: pathlib.Path, errors: str, field: str) -> Iterator[Document]:
     except UnicodeDecodeError:
         raise ValueError(_bad_byte(path, _OPEN[compression])) from None
     except _DAMAGED as error:
+        if isinstance(error, OSError) and error.errno:  # of the disk, not of the archive
+            raise
         raise ValueError(f"{path}: the archive is damaged or cut short ({error})") from None
 
 
@@ -189,7 +217,9 @@ def _json_lines(path: pathlib.Path, stream: io.TextIOBase, errors: str, field: s
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise ValueError(f'{name}: expected a JSON object like {{"{field}": "..."}}: {error}') from None
+            raise ValueError(
+                f'{name}: expected a JSON object like {{"{field}": "..."}}: {error.msg} at column {error.colno}'
+            ) from None
         require(isinstance(row, dict), f'{name}: expected a JSON object like {{"{field}": "..."}}, not {line[:40]!r}')
         require(field in row, f"{name}: no field {field!r}: {nearest(field, row)}")
         require(isinstance(row[field], str), f"{name}: the field {field!r} must be a string, not {row[field]!r:.40}")
@@ -252,7 +282,9 @@ def _tfds(source: str, field: str) -> Iterator[Document]:
         directory = "://" in name or os.path.isdir(name)
         builder = tfds.builder_from_directory(name) if directory else tfds.builder(name)
     except Exception as error:  # one of a dozen kinds, by what is wrong with the name
-        raise ValueError(f"{source}: no such data set, nor a directory of a prepared one ({error})") from None
+        raise ValueError(
+            f"{source}: no such data set, nor a directory of a prepared one ({str(error).splitlines()[0]})"
+        ) from None
     require(
         bool(builder.info.splits),
         f"{source}: the data set is not prepared. Once, where TensorFlow is installed (pip install 'bert_jax[data]'): "

@@ -483,7 +483,7 @@ def train_sentencepiece(
     lower: bool = True,
     coverage: float = 0.9999,
 ) -> SentencePiece:
-    """A SentencePiece model of a `kind`, "unigram" or "bpe", with `size` pieces: [PAD], [UNK], [CLS], [SEP] and [MASK] the first five.
+    """A SentencePiece model of a `kind`, "unigram" or "bpe": `size` pieces, [PAD] [UNK] [CLS] [SEP] [MASK] the first.
 
     `texts` are sentences or paragraphs; the library leaves out those above 64 KB. `lower` folds case (NFKC_CF).
 

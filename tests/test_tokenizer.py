@@ -1,0 +1,560 @@
+"""The tokenizers: the reference's algorithm written out slowly beside the fast one, and what users bring to `load`."""
+
+import functools
+import json
+import lzma
+import pathlib
+import pickle
+import random
+import subprocess
+import sys
+import tarfile
+import unicodedata
+from collections.abc import Iterator, Sequence
+from pydoc_data import topics
+
+import hypothesis
+import pytest
+from hypothesis import strategies as st
+from sentencepiece import sentencepiece_model_pb2
+
+from bert_jax import tokenizer
+from tests.conftest import REPOSITORY
+
+PUBLISHED = ("bert-base-uncased", "bert-base-cased", "bert-base-multilingual-cased", "bert-base-chinese")
+
+TEXTS = [
+    "John Johanson's house, it's unaffable! (don't) U.S.A. 3.14% e-mail@x.org $5 `tick` ^hat a_b ~x",
+    "Crème brûlée À LA Ångström ŒUVRE straße İstanbul ıspanak ﬁne ǅ ﬀ cafe\u0301 e\u0323\u0302 ở",
+    "ΟΔΟΣ ΟΔΟΣ. ΑΣ ΑΣΑ ΑΣ\u0301 ΑΣ\u200dΒ ΑΣ\x01Β Σ ΣΣ σας ᾳ ᾼ",
+    "Привет, МИР! Ёлка й и\u0306 Ї",
+    "مُحَمَّدٌ قال: «أهلاً»؟ ـــ ۱۲۳",
+    "ภาษาไทย กำลัง น้ำ ๑๒๓",
+    "中文，和English混合。𠀀𪜀𫝀𫠠㐀豈丽 々〆〇",
+    "日本語のテキスト、カタカナとﾊﾝｶｸ。が か\u3099",
+    "한국어 텍스트 \u1112\u1161\u11ab",
+    "हिन्दी में लिखा है। क़ क\u093c",
+    "שָׁלוֹם עולם ״כן״ ־",
+    "👩‍👩‍👧‍👦 ❤️ ☎\ufe0e 🇩🇪 👍🏽 #️⃣",
+    "\x00a\x01b\x7fc\u0085d\u00ade\u200bf\u200eg\ufeffh\ufffdi\x0bj\x0ck\x1cl\x1fm",
+    "a\tb\nc\rd\u00a0e\u1680f\u2003g\u202fh\u205fi\u3000j\u2028k\u2029l",
+    "private \ue000\uf8ff \U000f0000 unassigned \u0378\u0530 noncharacter \uffff\U0010ffff lone \ud800 half",
+    "\u0301 \u0301x x\u0301\u0301 \u302e\u302f \U0001d165\U0001d16e e\u302f\u0323x \u0903",
+    "[MASK] [CLS]text[SEP] [unused1] <S> ##ing ## # [UNK]",
+    "w" * 200 + " " + "w" * 201 + " ok " + "é" * 200 + " " + "é" * 201 + " " + "e\u0301" * 200,
+    "ℝ Ω K Å \u1fef \u037e \u2329 \u00b4 ª ½ Ⅷ ⑧",
+    "",
+    " \n ",
+]
+
+
+# --- the reference's algorithm, from PAPER item 17, a character at a time
+
+
+@functools.cache
+def kind(char: str) -> str:
+    """What the cleaning step sees in a character."""
+    if char in " \t\n\r" or unicodedata.category(char) == "Zs":
+        return "space"
+    if char in "\0\ufffd" or unicodedata.category(char) in ("Cc", "Cf"):
+        return "dropped"
+    code = ord(char)
+    chinese = (
+        0x4E00 <= code <= 0x9FFF
+        or 0x3400 <= code <= 0x4DBF
+        or 0x20000 <= code <= 0x2A6DF
+        or 0x2A700 <= code <= 0x2B73F
+        or 0x2B740 <= code <= 0x2B81F
+        or 0x2B820 <= code <= 0x2CEAF
+        or 0xF900 <= code <= 0xFAFF
+        or 0x2F800 <= code <= 0x2FA1F
+    )
+    return "chinese" if chinese else "other"
+
+
+@functools.cache
+def is_punctuation(char: str) -> bool:
+    return char in "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~" or unicodedata.category(char)[0] == "P"
+
+
+def expected_words(text: str, lower: bool) -> list[str]:
+    spelling = {"space": " ", "dropped": "", "chinese": " {} ", "other": "{}"}
+    cleaned = [spelling[kind(char)].format(char) for char in text]
+    result = []
+    for word in "".join(cleaned).split():
+        if lower:
+            decomposed = unicodedata.normalize("NFD", word.lower())
+            word = "".join(char for char in decomposed if unicodedata.category(char) != "Mn")
+        current = ""
+        for char in word:
+            if is_punctuation(char):
+                result += [current, char]
+                current = ""
+            else:
+                current += char
+        result.append(current)
+    return " ".join(result).split()
+
+
+def expected_pieces(word: str, vocabulary: dict[str, int]) -> tuple[int, ...]:
+    if len(word) > 200:
+        return (vocabulary["[UNK]"],)
+    ids, start = [], 0
+    while start < len(word):
+        for end in range(len(word), start, -1):
+            piece = word[start:end] if start == 0 else "##" + word[start:end]
+            if piece in vocabulary:
+                ids.append(vocabulary[piece])
+                start = end
+                break
+        else:
+            return (vocabulary["[UNK]"],)
+    return tuple(ids)
+
+
+class Reference:
+    """The slow tokenizer over a vocabulary file."""
+
+    def __init__(self, path: pathlib.Path, lower: bool):
+        lines = path.read_text(encoding="utf-8").split("\n")
+        self.vocabulary = {line: i for i, line in enumerate(lines[:-1])}
+        self.lower = lower
+        self.pieces = functools.cache(lambda word: expected_pieces(word, self.vocabulary))
+
+    def encode(self, text: str) -> list[int]:
+        return [i for word in expected_words(text, self.lower) for i in self.pieces(word)]
+
+
+# --- WordPiece against it
+
+NASTY = sorted(set("".join(TEXTS)) - {"\ud800"})
+any_text = st.one_of(
+    st.text(max_size=40),
+    st.text(st.sampled_from(NASTY), max_size=40),
+    st.text(st.characters(categories=("Lu", "Ll", "Lt", "Lo", "Mn", "Mc", "Cf", "Cn", "Co", "Nl")), max_size=20),
+)
+
+SMALL = [
+    *tokenizer.SPECIAL,
+    *"abcdefσςο中.,'",
+    "the",
+    "un",
+    *(f"##{c}" for c in "abcdefσςο"),
+    "##able",
+    "\ue000",
+    "##\u0378",
+]
+
+
+@pytest.fixture(scope="session")
+def published(real_data: pathlib.Path) -> dict[str, tuple[tokenizer.Tokenizer, Reference]]:
+    found = {}
+    for name in PUBLISHED:
+        folder = real_data / "vocab" / name
+        found[name] = tokenizer.load(folder), Reference(folder / "vocab.txt", "cased" not in name.split("-"))
+    return found
+
+
+@pytest.mark.parametrize("lower", [True, False])
+@pytest.mark.parametrize("text", TEXTS)
+def test_words_are_the_references(text: str, lower: bool) -> None:
+    assert tokenizer.words(text, lower) == expected_words(text, lower)
+
+
+@hypothesis.given(any_text, st.booleans())
+@hypothesis.settings(max_examples=400, deadline=None)
+def test_words_of_any_text(text: str, lower: bool) -> None:
+    assert tokenizer.words(text, lower) == expected_words(text, lower)
+
+
+@pytest.mark.parametrize(
+    "codes",
+    [
+        pytest.param(
+            [*range(0x3410), *range(0x9FF0, 0xA100), *range(0xF8F0, 0x10400), *range(0x1F300, 0x1FB00)], id="some"
+        ),
+        pytest.param(range(sys.maxunicode + 1), id="all", marks=pytest.mark.slow),
+    ],
+)
+def test_words_of_every_character(codes: Sequence[int]) -> None:
+    """Each alone between two letters."""
+    for start in range(0, len(codes), 4096):
+        text = " ".join(f"x{chr(code)}Y" for code in codes[start : start + 4096])
+        for lower in (True, False):
+            assert tokenizer.words(text, lower) == expected_words(text, lower)
+
+
+def test_by_hand() -> None:
+    assert tokenizer.words("Crème brûlée, ΟΔΟΣ!", lower=True) == ["creme", "brulee", ",", "οδος", "!"]
+    assert tokenizer.words("Crème 中a", lower=False) == ["Crème", "中", "a"]
+    small = tokenizer.WordPiece(SMALL, lower=True)
+    assert small.pieces(small.encode("Unable, the bad cat [MASK]")) == (
+        ["un", "##able", ",", "the", "b", "##a", "##d", "[UNK]", "[UNK]", "[UNK]", "[UNK]"]
+    )
+    assert small.pieces(small.encode("\ue000 a\u0378")) == ["\ue000", "a", "##\u0378"]  # kept, unlike in the library
+
+
+def test_long_words() -> None:
+    small = tokenizer.WordPiece(SMALL, lower=True)
+    assert small.encode("a" * 200) == [SMALL.index("a")] + [SMALL.index("##a")] * 199
+    assert small.encode("a" * 201) == [small.unk]
+    assert small.encode("e\u0301" * 200) == [SMALL.index("e")] + [SMALL.index("##e")] * 199  # counted without accents
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("text", TEXTS)
+def test_published_vocabularies(published: dict, name: str, text: str) -> None:
+    fast, slow = published[name]
+    assert fast.encode(text) == slow.encode(text)
+    assert fast.encode_with_offsets(text)[0] == slow.encode(text)
+
+
+def test_published_specials(published: dict) -> None:
+    for fast, slow in published.values():
+        assert fast.special == (0, 100, 101, 102, 103)
+        assert fast.vocab_size == len(slow.vocabulary)
+        assert fast.lower == slow.lower
+
+
+def test_memory_stays_bounded() -> None:
+    squares = tokenizer._Memo(lambda x: x * x, limit=3)
+    assert [squares[i] for i in range(10)] == [i * i for i in range(10)]
+    assert len(squares) <= 3
+
+
+def lines_of(path: pathlib.Path) -> Iterator[str]:
+    """Every line of a file, every string of a JSON file, every line of every file of an archive."""
+    if path.name.endswith(".tar.xz"):
+        with tarfile.open(path) as archive:
+            for member in archive:
+                content = archive.extractfile(member)
+                for line in content or ():
+                    yield line.decode("utf-8", "replace")
+    elif path.suffix == ".json":
+        rest = [json.loads(path.read_text(encoding="utf-8"))]
+        while rest:
+            item = rest.pop()
+            if isinstance(item, str):
+                yield item
+            elif isinstance(item, (dict, list)):
+                rest += item.values() if isinstance(item, dict) else item
+    else:
+        with (lzma.open if path.suffix == ".xz" else open)(path, "rb") as content:
+            for line in content:
+                yield line.decode("utf-8", "replace")
+
+
+def check_lines(published: dict, lines: Iterator[str]) -> int:
+    """Holds the four vocabularies against the reference on each line; returns how many there were."""
+    counted = 0
+    for line in lines:
+        counted += 1
+        by_casing = {lower: expected_words(line, lower) for lower in (True, False)}
+        for name, (fast, slow) in published.items():
+            expected = [i for word in by_casing[fast.lower] for i in slow.pieces(word)]
+            assert fast.encode(line) == expected, (name, line)
+    return counted
+
+
+def test_real_lines(published: dict, real_data: pathlib.Path) -> None:
+    rng = random.Random(0)
+    lines = []
+    for folder in ("flores", "glue/CoLA", "glue/SST-2", "ud_ewt", "zh", "conll2003", "choice"):
+        for path in sorted((real_data / folder).rglob("*")):
+            if path.is_file() and path.suffix != ".xz":
+                found = list(lines_of(path))
+                lines += rng.sample(found, min(len(found), 60))
+    assert check_lines(published, iter(lines)) > 2000
+
+
+@pytest.mark.slow
+def test_every_real_line(published: dict, real_data: pathlib.Path) -> None:
+    counts = {}
+    for path in sorted(path for path in real_data.rglob("*") if path.is_file()):
+        counts[str(path.relative_to(real_data))] = check_lines(published, lines_of(path))
+    print(json.dumps(counts, indent=1), sum(counts.values()), "lines")
+    assert sum(counts.values()) > 1_000_000
+
+
+# --- offsets
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_offsets_of_real_text(published: dict, name: str) -> None:
+    fast, _ = published[name]
+    for text in TEXTS:
+        ids, spans = fast.encode_with_offsets(text)
+        for i, (start, end) in zip(ids, spans, strict=True):
+            assert 0 <= start < end <= len(text)
+            if i != fast.unk:
+                inner = "".join(tokenizer.words(text[start:end], fast.lower))
+                assert set(fast.pieces([i])[0].removeprefix("##").replace("ς", "σ")) <= set(inner.replace("ς", "σ"))
+
+
+def test_offsets_by_hand() -> None:
+    small = tokenizer.WordPiece([*SMALL, "o", "##k"], lower=True)
+    text = " Cafe\u0301, un\u200dable\u4e2dO K"
+    ids, spans = small.encode_with_offsets(text)
+    assert [(small.pieces([i])[0], text[a:b]) for i, (a, b) in zip(ids, spans, strict=True)] == [
+        ("c", "C"),
+        ("##a", "a"),
+        ("##f", "f"),
+        ("##e", "e\u0301"),  # an accent belongs to its letter
+        (",", ","),
+        ("un", "un"),
+        ("##able", "able"),
+        ("中", "中"),
+        ("o", "O"),
+        ("[UNK]", "K"),
+    ]
+
+
+@hypothesis.given(any_text, st.booleans())
+@hypothesis.settings(max_examples=400, deadline=None)
+def test_offsets_of_any_text(text: str, lower: bool) -> None:
+    letters = sorted(set("".join(expected_words(text, lower))) - set("".join(SMALL)))
+    small = tokenizer.WordPiece([*SMALL, *letters, *(f"##{c}" for c in letters)], lower)
+    ids, spans = small.encode_with_offsets(text)
+    assert ids == small.encode(text)
+    for i, (start, end) in zip(ids, spans, strict=True):
+        inner = "".join(tokenizer.words(text[start:end], lower)).replace("ς", "σ")
+        assert i == small.unk or small.pieces([i])[0].removeprefix("##").replace("ς", "σ") in inner
+
+
+# --- decoding, saving, loading
+
+
+def test_decode(published: dict) -> None:
+    uncased = published["bert-base-uncased"][0]
+    text = "the man (who wasn't there) paid 5%, unaffably."
+    assert uncased.decode([uncased.cls, *uncased.encode(text), uncased.sep, uncased.pad]) == text
+    assert uncased.decode([uncased.mask, uncased.unk]) == "[MASK] [UNK]"
+    chinese = published["bert-base-chinese"][0]
+    assert chinese.decode(chinese.encode("你好，世界。")) == "你好，世界。"
+
+
+def test_continuation() -> None:
+    small = tokenizer.WordPiece(SMALL, lower=True)
+    assert small.continuation.tolist() == [piece.startswith("##") for piece in SMALL]
+    assert not small.continuation[list(small.special)].any()
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_saved_and_loaded(published: dict, real_data: pathlib.Path, tmp_path: pathlib.Path, name: str) -> None:
+    fast, _ = published[name]
+    fast.save(tmp_path)
+    assert (tmp_path / "vocab.txt").read_bytes() == (real_data / "vocab" / name / "vocab.txt").read_bytes()
+    for copy in (tokenizer.load(tmp_path), tokenizer.load(tmp_path / "vocab.txt"), pickle.loads(pickle.dumps(fast))):
+        assert copy.fingerprint == fast.fingerprint
+        assert copy.encode(TEXTS[0]) == fast.encode(TEXTS[0])
+
+
+def write(path: pathlib.Path, pieces: list[str]) -> pathlib.Path:
+    path.write_text("\n".join(pieces) + "\n", encoding="utf-8")
+    return path
+
+
+def test_casing(tmp_path: pathlib.Path) -> None:
+    vocab = write(tmp_path / "vocab.txt", [*SMALL, "ℝ"])
+    assert tokenizer.load(vocab).lower
+    cased = write(tmp_path / "cased.txt", [*SMALL, "The"])
+    assert not tokenizer.load(cased).lower
+    (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": false}')
+    assert not tokenizer.load(vocab).lower
+    assert tokenizer.load(vocab, lower=True).lower
+    fingerprints = {tokenizer.load(vocab, lower=lower).fingerprint for lower in (True, False)}
+    assert len(fingerprints | {tokenizer.load(cased).fingerprint}) == 3
+
+
+def test_windows_line_ends(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "vocab.txt").write_bytes("\r\n".join([*SMALL, ""]).encode())
+    assert tokenizer.load(tmp_path).pieces(range(len(SMALL))) == SMALL
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", r"vocab\.txt: the file is empty"),
+        (b"[PAD]\n[UNK]\n[CLS]\nthe\n", r"vocab\.txt: no \[SEP\], \[MASK\] in it"),
+        ("\n".join([*SMALL, "the"]).encode(), r"lines 19 and \d+ are both 'the'"),
+        ("\n".join([*SMALL[:5], "", "a"]).encode(), r"vocab\.txt: line 6 is empty"),
+        (b"[PAD]\nabc\xff\n", r"vocab\.txt:2: byte 9 is 0xff, which is not UTF-8"),
+    ],
+)
+def test_bad_vocabularies(tmp_path: pathlib.Path, content: bytes, message: str) -> None:
+    (tmp_path / "vocab.txt").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        tokenizer.load(tmp_path)
+
+
+def test_bad_places(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(FileNotFoundError, match="nothere"):
+        tokenizer.load(tmp_path / "nothere.txt")
+    with pytest.raises(FileNotFoundError, match=r"neither a vocab\.txt nor a \*\.model"):
+        tokenizer.load(tmp_path)
+    (tmp_path / "a.model").write_bytes(b"garbage")
+    with pytest.raises(ValueError, match=r"a\.model: not a SentencePiece model"):
+        tokenizer.load(tmp_path)
+    (tmp_path / "b.model").write_bytes(b"garbage")
+    with pytest.raises(ValueError, match=r"which of a\.model, b\.model"):
+        tokenizer.load(tmp_path)
+    write(tmp_path / "vocab.txt", SMALL)
+    for content, message in (("[]", "not a JSON object"), ('{"do_lower_case": 1}', "must be true or false, not 1")):
+        (tmp_path / "tokenizer_config.json").write_text(content)
+        with pytest.raises(ValueError, match=message):
+            tokenizer.load(tmp_path)
+
+
+# --- training
+
+SENTENCES = [
+    "The quick brown fox jumps over the lazy dog; the dog sleeps, and the fox goes on jumping.",
+    "A language model reads the words to the left and the words to the right of the masked word.",
+    "Nothing is so painful to the human mind as a great and sudden change; naïve Zoë had no idea.",
+]
+PROSE = [topics.topics[name][:2000] for name in sorted(topics.topics)[:20]] + SENTENCES * 5
+
+
+def test_trained_layout() -> None:
+    small = tokenizer.train_wordpiece(PROSE, 300)
+    assert small.special == (0, 1, 2, 3, 4)
+    assert small.vocab_size == 300
+    large = tokenizer.train_wordpiece(PROSE, 1000)
+    assert large.special == (0, 100, 101, 102, 103)
+    assert large.pieces([1, 99]) == ["[unused0]", "[unused98]"]
+    assert "the" in large.pieces(large.encode("the"))
+    assert large.vocab_size == 1000
+    assert large.unk not in large.encode(" ".join(SENTENCES))
+    assert tokenizer.train_wordpiece(SENTENCES, 1000).vocab_size < 1000  # the text has no more
+
+
+def test_trained_cased() -> None:
+    cased = tokenizer.train_wordpiece(PROSE, 1000, lower=False)
+    assert cased.pieces(cased.encode("The Zoë"))[0] == "The"
+    assert cased.unk not in cased.encode("naïve Zoë")
+
+
+def test_training_is_deterministic() -> None:
+    """The same in another process, where hash maps have another order, and with the texts in another order."""
+    here = tokenizer.train_wordpiece(PROSE, 300).fingerprint
+    assert tokenizer.train_wordpiece(PROSE[::-1], 300).fingerprint == here
+    program = "from bert_jax import tokenizer; from tests.test_tokenizer import PROSE; "
+    program += "print(tokenizer.train_wordpiece(PROSE, 300).fingerprint)"
+    for _ in range(2):
+        ran = subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, cwd=REPOSITORY, check=True
+        )
+        assert ran.stdout.strip() == here
+
+
+def test_coverage() -> None:
+    texts = ["a" * 100, "b" * 100, "中", "c"] * 3
+    everything = tokenizer.train_wordpiece(texts, 1000, coverage=1.0)
+    assert {"a", "b", "c", "中"} <= set(everything.pieces(range(everything.vocab_size)))
+    part = tokenizer.train_wordpiece(texts, 1000, coverage=0.99)
+    assert not {"c", "中"} & set(part.pieces(range(part.vocab_size)))
+
+
+def test_bad_training() -> None:
+    with pytest.raises(ValueError, match="no words to make a vocabulary of: the input is empty"):
+        tokenizer.train_wordpiece(["", " "], 1000)
+    with pytest.raises(ValueError, match=r"a vocabulary of 30 has no room: 5 pieces .* Ask for (\d+) or more") as error:
+        tokenizer.train_wordpiece(PROSE, 30)
+    enough = int(str(error.value).split("Ask for ")[1].split()[0])
+    assert tokenizer.train_wordpiece(PROSE, enough).vocab_size == enough
+    with pytest.raises(ValueError, match=r"SentencePiece vocabulary of 10: .*smaller than required_chars"):
+        tokenizer.train_sentencepiece(PROSE, 10)
+    with pytest.raises(ValueError, match=r"SentencePiece vocabulary of 99999: .*too high"):
+        tokenizer.train_sentencepiece(PROSE, 99999)
+    with pytest.raises(ValueError, match="the input is empty"):
+        tokenizer.train_sentencepiece([], 100)
+    with pytest.raises(ValueError, match="kind must be unigram or bpe"):
+        tokenizer.train_sentencepiece(PROSE, 100, kind="word")
+    with pytest.raises(KeyError, match="mine"):
+        tokenizer.train_sentencepiece(failing(), 100)
+
+
+def failing() -> Iterator[str]:
+    yield SENTENCES[0]
+    raise KeyError("mine")
+
+
+# --- SentencePiece
+
+
+@pytest.fixture(scope="module", params=["unigram", "bpe"])
+def sentencepiece(request: pytest.FixtureRequest) -> tokenizer.SentencePiece:
+    return tokenizer.train_sentencepiece(PROSE, 300, kind=request.param)
+
+
+def test_sentencepiece_round_trip(sentencepiece: tokenizer.SentencePiece, tmp_path: pathlib.Path) -> None:
+    assert sentencepiece.special == (0, 1, 2, 3, 4)
+    assert sentencepiece.pieces(range(5)) == list(tokenizer.SPECIAL)
+    for text in SENTENCES:
+        assert sentencepiece.decode(sentencepiece.encode(text)) == text.lower()
+    assert sentencepiece.decode([2, *sentencepiece.encode("the fox"), 4, 3, 0]) == "the fox [MASK]"
+    sentencepiece.save(tmp_path)
+    for copy in (tokenizer.load(tmp_path), pickle.loads(pickle.dumps(sentencepiece))):
+        assert copy.fingerprint == sentencepiece.fingerprint
+        assert copy.lower
+        assert copy.encode(TEXTS[1]) == sentencepiece.encode(TEXTS[1])
+
+
+def test_sentencepiece_continuation(sentencepiece: tokenizer.SentencePiece) -> None:
+    pieces = sentencepiece.pieces(range(sentencepiece.vocab_size))
+    assert [not piece.startswith("▁") for piece in pieces[5:]] == sentencepiece.continuation.tolist()[5:]
+    assert not sentencepiece.continuation[:5].any()
+
+
+@hypothesis.given(any_text)
+@hypothesis.settings(max_examples=200, deadline=None)
+def test_sentencepiece_offsets(text: str) -> None:
+    model = trained()
+    ids, spans = model.encode_with_offsets(text)
+    assert ids == model.encode(text)
+    assert not {model.pad, model.cls, model.sep, model.mask} & set(ids)
+    assert all(0 <= start <= end <= len(text) for start, end in spans)
+    assert spans == sorted(spans)
+
+
+@functools.cache
+def trained() -> tokenizer.SentencePiece:
+    return tokenizer.train_sentencepiece(PROSE, 300)
+
+
+def test_sentencepiece_offsets_by_hand() -> None:
+    text = "Zoë 中 İ the\u3000FOX"
+    ids, spans = trained().encode_with_offsets(text)
+    assert "".join(text[a:b] for a, b in spans) == "Zoë中İtheFOX"
+    assert text[spans[-1][0] : spans[-1][1]] == trained().pieces([ids[-1]])[0].strip("▁").upper()
+
+
+def test_raw_text_gives_no_special_ids() -> None:
+    proto = sentencepiece_model_pb2.ModelProto()
+    proto.ParseFromString(trained()._model)
+    proto.pieces[4].type = proto.SentencePiece.USER_DEFINED  # such a piece is cut out of raw text by the library
+    model = tokenizer.SentencePiece(proto.SerializeToString())
+    assert model.mask == 4
+    ids = model.encode("the [MASK] [CLS] [PAD]")
+    assert not set(ids) & {model.pad, model.cls, model.sep, model.mask}
+
+
+def test_specials_that_a_model_lacks() -> None:
+    proto = sentencepiece_model_pb2.ModelProto()
+    proto.ParseFromString(trained()._model)
+    proto.pieces[2].piece, proto.pieces[4].piece = "<cls>", "<x>"
+    count = len(proto.pieces)
+    model = tokenizer.SentencePiece(proto.SerializeToString())
+    assert model.special == (0, 1, 2, 3, count)
+    assert model.vocab_size == len(model.continuation) == count + 1
+    assert model.pieces([model.mask]) == ["[MASK]"]
+
+
+def test_sentencepiece_casing() -> None:
+    with pytest.raises(ValueError, match="folds case itself"):
+        tokenizer.SentencePiece(trained()._model, lower=False)
+    cased = tokenizer.train_sentencepiece(PROSE, 300, lower=False)
+    assert not cased.lower
+    lowered = tokenizer.SentencePiece(cased._model, lower=True)
+    assert lowered.encode("The FOX") == cased.encode("the fox") != cased.encode("The FOX")
+    assert lowered.fingerprint != cased.fingerprint
