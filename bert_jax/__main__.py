@@ -8,6 +8,7 @@ Any field of the experiment is a flag: --config.encoder.layers=4 --config.task.m
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -57,7 +58,8 @@ def main(argv: Sequence[str], changes: dict[str, str]) -> int:
         jax.distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     try:
         chosen = config.override(experiment.load(_CONFIG.value), changes)
-        train.run(chosen, _WORKDIR.value, data_dir=_DATA_DIR.value, stop_at=_STOP_AT.value)
+        result = train.run(chosen, _WORKDIR.value, data_dir=_DATA_DIR.value, stop_at=_STOP_AT.value)
+        print(json.dumps(result, indent=1))
     except train.Stopped as stopped:
         print(stopped, file=sys.stderr)
         return 128 + stopped.signum

@@ -12,7 +12,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 
-from bert_jax.config import nearest, require
+from bert_jax.config import require
 from bert_jax.sharding import path_of
 from bert_jax.tasks.base import Task
 
@@ -105,7 +105,7 @@ def initialise(params: Any, source: Any, *, task: Task, name: str) -> Any:
         if path.split("/")[0] in skipped:
             continue
         if path not in given:
-            problems.append(f"{path} is missing there ({nearest(path, given)})")
+            problems.append(f"{path} is missing there")
         elif given[path].shape != leaf.shape:
             problems.append(f"{path} is {given[path].shape} there and {leaf.shape} here")
     left = [path for path in given if path not in wanted and path.split("/")[0] not in (*task.unused, *task.fresh)]

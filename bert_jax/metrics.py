@@ -21,13 +21,13 @@ class Writer:
     Lines past `step`, the step that a run resumes at, are dropped: they are about to be written again.
     """
 
-    def __init__(self, workdir: str, step: int = 0) -> None:
+    def __init__(self, workdir: str, step: int = -1) -> None:
         self._path = epath.Path(workdir) / "metrics.jsonl"
         kept = [line for line in read(workdir) if line["step"] <= step]
         self._path.write_text("".join(json.dumps(line) + "\n" for line in kept))
         self._local = "://" not in str(workdir)
         self._events = tensorboardX.SummaryWriter(
-            str(epath.Path(workdir) / "tensorboard"), purge_step=step + 1 if step else None, write_to_disk=True
+            str(epath.Path(workdir) / "tensorboard"), purge_step=step + 1 if step >= 0 else None, write_to_disk=True
         )
 
     def write(self, step: int, split: str, values: Mapping[str, float]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import pathlib
 from collections.abc import Mapping, Sequence
 
@@ -73,7 +74,7 @@ def _mark_phases(panel: plt.Axes, workdir: str) -> None:
         return
     step = 0
     phases = experiment.read_config(workdir).phases
-    for before, after in zip(phases, phases[1:], strict=False):
+    for before, after in itertools.pairwise(phases):
         step += before.steps
         if step:
             panel.axvline(step, color="grey", linestyle=":", linewidth=1)

@@ -48,12 +48,13 @@ class Stopped(Exception):  # noqa: N818 - no error: a request that was heard
 
 
 class Stretch(NamedTuple):
-    """A phase on the run's own count of steps: [start, stop)."""
+    """A phase on the run's own count of steps, [start, stop), with its data."""
 
     phase: config.Phase
     start: int
     stop: int
     batches: data.Batches
+    validation: data.Batches
 
 
 class Program:
@@ -171,8 +172,8 @@ def resolve(exp: Experiment, workdir: str = "") -> Experiment:
         return dataclasses.replace(exp, encoder=experiment.read_config(workdir).encoder)
     require(
         exp.encoder is not None or exp.init_from != "",
-        "this experiment names no encoder: take it from a pre-training run with --config.init_from=WORKDIR, or name a size "
-        "with --config.encoder.layers=2 and so on",
+        "this experiment names no encoder: take it from a pre-training run with --config.init_from=WORKDIR, or name a "
+        "size with --config.encoder.layers=2 and so on",
     )
     if exp.init_from == "":
         return exp
@@ -221,11 +222,12 @@ def stretches(exp: Experiment, context: Context, place: jax.sharding.NamedShardi
     """The phases with their data, on the run's own count of steps."""
     found: list[Stretch] = []
     for index, phase in enumerate(exp.phases):
-        source = exp.task.source("train", phase.length, context)
+        source, heldout = (exp.task.source(split, phase.length, context) for split in ("train", "validation"))
         batches = data.Batches(source, phase.batch_size, place, seed=exp.seed + 7919 * index)
+        validation = data.Batches(heldout, phase.batch_size, place, shuffle=False)
         start = found[-1].stop if found else 0
         steps = phase.steps or max(1, int(phase.epochs * len(source) / phase.batch_size))
-        found.append(Stretch(phase, start, start + steps, batches))
+        found.append(Stretch(phase, start, start + steps, batches, validation))
     return found
 
 
@@ -288,6 +290,7 @@ def run(exp: Experiment, workdir: str, *, data_dir: str = "", stop_at: int = 0, 
     plan = stretches(exp, context, place)
     total = plan[-1].stop
     last = min(total, stop_at or total)
+    finished = epath.Path(workdir) / "result.json"
 
     main = jax.process_index() == 0
     if main:
@@ -298,6 +301,8 @@ def run(exp: Experiment, workdir: str, *, data_dir: str = "", stop_at: int = 0, 
         program = Program(exp, vocabulary, total, mesh)
         checkpoints = checkpoint.Checkpoints(workdir, exp.every.keep)
         try:
+            if checkpoints.latest() == total and finished.exists():
+                return json.loads(finished.read_text())
             state, origin = initial_state(exp, program, checkpoints)
             loop = _Loop(program, plan, context, checkpoints, workdir, quiet=quiet or not main, write=main)
             loop.progress.say(f"{exp.name}: {parameter_count(state.params):,} parameters, {total:,} steps; {origin}")
@@ -328,30 +333,34 @@ class _Loop:
     ) -> None:
         self.program, self.plan, self.checkpoints, self.workdir = program, plan, checkpoints, workdir
         self.exp, self.every = program.experiment, program.experiment.every
-        final = plan[-1].phase
-        validation = self.exp.task.source("validation", final.length, context)
-        self.validation = data.Batches(validation, final.batch_size, program.batch_sharding, shuffle=False)
-        self.baselines = self.exp.task.baselines(context, final.length)
-        start = checkpoints.latest() or 0
-        self.writer = metrics.Writer(workdir, start) if write else None
-        self.progress = metrics.Progress(plan[-1].stop, start, quiet)
+        self.context = context
+        start = checkpoints.latest()
+        self.writer = metrics.Writer(workdir, -1 if start is None else start) if write else None
+        self.progress = metrics.Progress(plan[-1].stop, start or 0, quiet)
         self.pending: list[tuple[int, dict[str, Any]]] = []  # figures that are still on the device
         self.scores: dict[str, float] = {}
-        self.tokens_per_step = 0
-        self.since: float | None = None  # when the last figures came
+        self.enter(plan[-1])
+
+    def enter(self, stretch: Stretch) -> None:
+        """A phase begins: it is evaluated at its own length."""
+        self.tokens_per_step, self.stop = stretch.phase.batch_size * stretch.phase.length, stretch.stop
+        self.validation = stretch.validation
+        self.baselines = self.exp.task.baselines(self.context, stretch.phase.length)
+        self.since: float | None = None  # when the last figures came; the first step of a phase compiles
 
     def train(self, state: State, last: int) -> State:
         """Steps from where `state` stands up to `last`."""
         step = int(state.step)
-        if step == 0:
-            self.write(0, "validation", self.program.evaluate(state.params, self.validation))
         with signals() as heard:
-            for phase, start, stop, batches in self.plan:
-                first, end = max(step, start), min(stop, last)
-                if first >= end:
+            for stretch in self.plan:
+                end = min(stretch.stop, last)
+                if step >= end:
                     continue
-                self.tokens_per_step, self.since = phase.batch_size * phase.length, None
-                for batch in data.ahead(batches.__getitem__, range(first - start, end - start)):
+                self.enter(stretch)
+                if step == 0:
+                    self.evaluate(step, state)
+                numbers = range(step - stretch.start, end - stretch.start)
+                for batch in data.ahead(stretch.batches.__getitem__, numbers):
                     state, figures = self.program.step(state, batch)
                     step += 1
                     self.pending.append((step, figures))
@@ -365,9 +374,9 @@ class _Loop:
     def after(self, step: int, state: State) -> None:
         """What is due after a step."""
         self.progress.advance(step)
-        if self.since is None or step % self.every.log == 0:  # the first step of a phase compiles: it has no speed
+        if self.since is None or step % self.every.log == 0:
             self.flush(step)
-        if self.every.evaluate and step % self.every.evaluate == 0 and step < self.plan[-1].stop:
+        if step == self.stop or (self.every.evaluate and step % self.every.evaluate == 0):
             self.evaluate(step, state)
         if self.every.checkpoint and step % self.every.checkpoint == 0:
             self.save(step, state)
@@ -395,15 +404,16 @@ class _Loop:
 
     def evaluate(self, step: int, state: State) -> None:
         self.flush(step)
+        began = time.monotonic()
         self.scores = self.program.evaluate(state.params, self.validation)
         self.write(step, "validation", self.scores)
-        self.since = time.monotonic()
+        if self.since is not None:
+            self.since += time.monotonic() - began  # evaluation is not training time
 
     def save(self, step: int, state: State) -> None:
         """A checkpoint, of a state whose figures are known to be good."""
         self.flush(step)
         self.checkpoints.save(step, state)
-        self.checkpoints.wait() if step == self.plan[-1].stop else None
 
     def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
         if split == "validation":
@@ -422,7 +432,8 @@ class _Loop:
         self.checkpoints.wait()
         if not done:
             return {"step": step, "done": False}
-        self.evaluate(step, state)
+        if not self.scores:  # killed between the last checkpoint and the result
+            self.evaluate(step, state)
         result = {
             "step": step,
             "done": True,

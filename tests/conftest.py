@@ -3,16 +3,21 @@
 import os
 import pathlib
 import tempfile
+from collections.abc import Iterator
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Many tests compile the same small programs, in this process and in those they start.
 _compiled = tempfile.TemporaryDirectory(prefix="bert_jax_tests_")
 os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+# Eight devices on two busy cores may keep each other waiting for long: that is no deadlock.
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "")
+    + " --xla_force_host_platform_device_count=8 --xla_cpu_collective_call_terminate_timeout_seconds=600"
+)
 
-import jax
-import pytest
+import jax  # noqa: E402 - after the environment that it reads
+import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -45,13 +50,28 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> str:
 
     folder = tmp_path_factory.mktemp("corpus")
     (folder / "text.txt").write_text("\n\n".join(document() for _ in range(120)))
-    vocabulary = tokenizer.train_wordpiece(iter(words + ["."]), 300)
+    vocabulary = tokenizer.train_wordpiece(iter([*words, "."]), 300)
     building.build([str(folder / "text.txt")], vocabulary, folder / "built", workers=1)
     return str(folder / "built")
 
 
+@pytest.fixture(scope="module")
+def few_devices() -> Iterator[None]:
+    """Meshes take as many of the eight devices as they name, not all."""
+    from bert_jax import config, sharding
+
+    everything = sharding.make_mesh
+
+    def make_mesh(shape: config.Mesh, devices: list[jax.Device] | None = None) -> jax.sharding.Mesh:
+        return everything(shape, devices or jax.devices()[: abs(shape.data) * shape.fsdp * shape.model])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sharding, "make_mesh", make_mesh)
+        yield
+
+
 @pytest.fixture(scope="session")
-def tiny(corpus: str) -> "Experiment":  # noqa: F821
+def tiny(corpus: str) -> "Experiment":
     """A pre-training run of seconds on that corpus, in two phases."""
     from bert_jax import config
     from bert_jax.experiment import Experiment

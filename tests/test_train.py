@@ -20,18 +20,6 @@ from bert_jax.experiment import Experiment
 from tests.conftest import REPOSITORY
 
 
-@pytest.fixture(autouse=True)
-def one_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs take one device unless a test gives them a mesh."""
-    everything = sharding.make_mesh
-
-    def make_mesh(shape: config.Mesh, devices: list[jax.Device] | None = None) -> jax.sharding.Mesh:
-        count = abs(shape.data) * shape.fsdp * shape.model
-        return everything(shape, devices or jax.devices()[:count])
-
-    monkeypatch.setattr(sharding, "make_mesh", make_mesh)
-
-
 def params(workdir: pathlib.Path, step: int | None = None) -> dict[str, np.ndarray]:
     tree = checkpoint.read_params(str(workdir), step)
     return {sharding.path_of(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(tree)}
@@ -66,13 +54,14 @@ def environment(devices: int = 1) -> dict[str, str]:
     }
 
 
+pytestmark = pytest.mark.usefixtures("few_devices")
+
+
 @pytest.fixture(scope="module")
 def whole(tiny: Experiment, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """The tiny run, never stopped."""
     workdir = tmp_path_factory.mktemp("whole")
-    with pytest.MonkeyPatch.context() as patch:
-        one_device.__wrapped__(patch)
-        train.run(tiny, str(workdir), quiet=True)
+    train.run(tiny, str(workdir), quiet=True)
     return workdir
 
 
@@ -180,20 +169,17 @@ def test_two_hosts_are_one(tiny: Experiment, whole: pathlib.Path, tmp_path: path
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     exp = dataclasses.replace(tiny, mesh=config.Mesh(data=2))
-    lines = [
-        command(exp, tmp_path, tmp_path / "run", "--multihost", f"--coordinator=localhost:{port}", "--processes=2")
-        + [f"--process={number}"]
-        for number in range(2)
-    ]
+    joined = ("--multihost", f"--coordinator=localhost:{port}", "--processes=2")
+    lines = [command(exp, tmp_path, tmp_path / "run", *joined, f"--process={number}") for number in range(2)]
     processes = [
         subprocess.Popen(line, env=environment(), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         for line in lines
     ]
     said = [process.communicate(timeout=240) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], said
-    alone, joined = (metrics.read(str(d)) for d in (whole, tmp_path / "run"))
-    assert [line["step"] for line in alone] == [line["step"] for line in joined]
-    for one, two in zip(alone, joined, strict=True):
+    alone, together = (metrics.read(str(d)) for d in (whole, tmp_path / "run"))
+    assert [line["step"] for line in alone] == [line["step"] for line in together]
+    for one, two in zip(alone, together, strict=True):
         assert one["loss"] == pytest.approx(two["loss"], rel=1e-5)
 
 
@@ -225,7 +211,7 @@ def test_a_corpus_of_another_vocabulary_is_refused(tiny: Experiment, tmp_path: p
 
 
 def test_a_missing_corpus_is_said(tiny: Experiment, tmp_path: pathlib.Path) -> None:
-    with pytest.raises(ValueError, match="build one with scripts/build_corpus.py"):
+    with pytest.raises(ValueError, match="build one with scripts/build_corpus"):
         train.run(override(tiny, {"task.corpus": ""}), str(tmp_path), quiet=True)
 
 
@@ -279,3 +265,16 @@ def test_a_run_goes_on_without_its_source(tiny: Experiment, whole: pathlib.Path,
     train.run(exp, str(tmp_path), stop_at=1, quiet=True)
     assert experiment.read_config(str(tmp_path)).encoder == tiny.encoder
     train.run(exp, str(tmp_path), stop_at=2, quiet=True)
+
+
+def test_a_finished_run_is_left_as_it_is(tiny: Experiment, whole: pathlib.Path) -> None:
+    before = (whole / "metrics.jsonl").read_text(), (whole / "result.json").read_text()
+    assert train.run(tiny, str(whole), quiet=True) == json.loads(before[1])
+    assert ((whole / "metrics.jsonl").read_text(), (whole / "result.json").read_text()) == before
+
+
+def test_each_phase_is_scored_at_its_end(whole: pathlib.Path) -> None:
+    lines = metrics.read(str(whole), "validation")
+    assert [line["step"] for line in lines] == [0, 5, 10]
+    assert lines[0]["unigram_entropy"] == lines[2]["unigram_entropy"]
+    assert lines[0]["nsp_majority"] != lines[2]["nsp_majority"], "another length has other pairs"
