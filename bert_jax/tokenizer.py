@@ -88,8 +88,10 @@ _CLEAN, _SPLIT, _SPLIT_BARE, _LOWER = (
     _Memo(function, limit=1 << 21) for function in (_clean, _split, _split_bare, _lower)
 )
 
-# Runs between white space as `_clean` leaves it: what the reference's steps never look across.
-_CHUNK = re.compile("[^ \t\n\r\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+")
+_HAN = "".join(f"{chr(low)}-{chr(high)}" for low, high in _CJK)
+_SPACE = " \t\n\r\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
+# CJK characters, and what lies between them and white space as `_clean` leaves it: no step looks across these borders.
+_CHUNK = re.compile(f"[{_HAN}]|[^{_SPACE}{_HAN}]+")
 
 
 def words(text: str, lower: bool) -> list[str]:
@@ -261,9 +263,9 @@ class WordPiece(Tokenizer):
 
 
 # Spaces that nobody would write: before a closing mark, after an opening one, in "don ' t", between Han characters.
-_HAN = "".join(f"{chr(low)}-{chr(high)}" for low, high in _CJK) + "，。、！？；：（）《》「」“”"
+_WIDE = _HAN + "，。、！？；：（）《》「」“”"
 _LOOSE = re.compile(
-    rf" (?=[.,!?;:%)\]}}])|(?<=[(\[{{]) |(?<=\w) ' (?=(?:s|t|d|m|re|ve|ll)\b)|(?<=[{_HAN}]) (?=[{_HAN}])"
+    rf" (?=[.,!?;:%)\]}}])|(?<=[(\[{{]) |(?<=\w) ' (?=(?:s|t|d|m|re|ve|ll)\b)|(?<=[{_WIDE}]) (?=[{_WIDE}])"
 )
 
 

@@ -1,0 +1,474 @@
+"""Documents and sentences: each kind of source, and what is said of a bad one."""
+
+import bz2
+import functools
+import gzip
+import json
+import lzma
+import pathlib
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+
+import pytest
+import zstandard
+from array_record.python import array_record_module
+
+from bert_jax import text
+from bert_jax.text import Document
+from tests.conftest import REPOSITORY
+
+POEM = "One. Two?\nThree.\n\n\n  Four: naïve 中文。\n"
+COMPRESSIONS: dict[str, Callable[[bytes], bytes]] = {
+    "": bytes,
+    ".gz": gzip.compress,
+    ".xz": lzma.compress,
+    ".bz2": bz2.compress,
+    ".zst": zstandard.compress,
+}
+
+
+def write(path: pathlib.Path, content: str | bytes) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return str(path)
+
+
+def read(*sources: str, errors: str = "strict", field: str = "text") -> list[Document]:
+    return list(text.documents(list(sources), errors=errors, field=field))
+
+
+# --- files
+
+
+@pytest.mark.parametrize("suffix", COMPRESSIONS)
+def test_plain(tmp_path: pathlib.Path, suffix: str) -> None:
+    source = write(tmp_path / f"a.txt{suffix}", COMPRESSIONS[suffix](POEM.encode()))
+    assert read(source) == [
+        Document(f"{source}:1", "One. Two?\nThree."),
+        Document(f"{source}:5", "Four: naïve 中文。"),
+    ]
+
+
+@pytest.mark.parametrize("suffix", COMPRESSIONS)
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+def test_json_lines(tmp_path: pathlib.Path, name: str, suffix: str) -> None:
+    rows = [{"text": POEM, "id": 1}, {"text": " "}, {"text": "half \ud83d\ude00 \u2028 of it"}]
+    content = "\n".join(map(json.dumps, rows)) + "\n\n"
+    source = write(tmp_path / (name + suffix), COMPRESSIONS[suffix](content.encode()))
+    assert read(source) == [
+        Document(f"{source}:1", "One. Two?\nThree.\nFour: naïve 中文。"),
+        Document(f"{source}:3", "half 😀 \u2028 of it"),
+    ]
+
+
+def test_another_field(tmp_path: pathlib.Path) -> None:
+    source = write(tmp_path / "a.jsonl", '{"body": "one", "text": "two"}')
+    assert [document.text for document in read(source, field="body")] == ["one"]
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".xz", ".bz2", ".zst"])
+def test_archives_of_several_parts(tmp_path: pathlib.Path, suffix: str) -> None:
+    """What parallel compressors write; a reader that stops after the first part loses the rest silently."""
+    parts = b"".join(COMPRESSIONS[suffix](part.encode()) for part in ("one\n\n", "two\n\n", "three"))
+    source = write(tmp_path / f"a.txt{suffix}", parts)
+    assert [document.text for document in read(source)] == ["one", "two", "three"]
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".xz", ".bz2", ".zst"])
+def test_damaged_archives(tmp_path: pathlib.Path, suffix: str) -> None:
+    whole = COMPRESSIONS[suffix]("".join(f"line {i * i}\n\n" for i in range(3000)).encode())
+    for content in (whole[:-20], whole[: len(whole) // 2], b"no archive"):
+        source = write(tmp_path / f"a.txt{suffix}", content)
+        with pytest.raises(ValueError, match=rf"a\.txt\{suffix}: the archive is damaged or cut short \(.+\)"):
+            read(source)
+
+
+def test_directories_and_patterns(tmp_path: pathlib.Path) -> None:
+    for name in ("b.txt", "a/z.txt.gz", "a/b/y.jsonl", "notes.md"):
+        content = '{"text": "a/b/y.jsonl"}' if name.endswith("jsonl") else name
+        write(tmp_path / name, COMPRESSIONS[".gz" if name.endswith("gz") else ""](content.encode()))
+    assert [document.text for document in read(str(tmp_path))] == ["a/b/y.jsonl", "a/z.txt.gz", "b.txt"]
+    assert [document.text for document in read(str(tmp_path / "**/*.txt*"))] == ["a/z.txt.gz", "b.txt"]
+    assert len(read(str(tmp_path / "b.txt"), str(tmp_path / "b.txt"))) == 2
+
+
+def test_line_ends_and_marks(tmp_path: pathlib.Path) -> None:
+    source = write(tmp_path / "a.txt", b"\xef\xbb\xbfone\r\ntwo\r\n \t\r\nthree\xe2\x80\xa8still three")
+    assert [document.text for document in read(source)] == ["one\ntwo", "three\u2028still three"]
+
+
+def test_long_documents_are_cut(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text, "LONGEST", 50)
+    lines = [f"line {i} é" for i in range(40)]
+    found = read(write(tmp_path / "a.txt", "\n".join(lines)))
+    assert all(len(document.text) <= 50 for document in found)
+    assert "\n".join(document.text for document in found).split("\n") == lines
+    assert len({document.name for document in found}) == 1
+    words = [f"w{i}" for i in range(300)]
+    for content in (" ".join(words), " ".join(words) + "\n", " ".join(words) + "\nand"):
+        found = read(write(tmp_path / "a.txt", content))
+        assert " ".join(document.text for document in found).split()[:300] == words
+        assert max(len(document.text) for document in found) < 100
+    assert "".join(document.text for document in read(write(tmp_path / "a.txt", "x" * 1234))) == "x" * 1234
+    rows = read(write(tmp_path / "a.jsonl", json.dumps({"text": "\n".join(lines)})))
+    assert "\n".join(document.text for document in rows).split("\n") == lines
+
+
+def test_reading_is_lazy(tmp_path: pathlib.Path) -> None:
+    source = write(tmp_path / "a.txt", "one\n\n" * 100_000 + "\xff")
+    found = text.documents([source])
+    assert next(found).text == "one"
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_not_utf8(tmp_path: pathlib.Path, suffix: str) -> None:
+    content = b"fine\n\n" + "é".encode() * 100_000 + b"\nbad \xe9t\xe9\n"
+    source = write(tmp_path / f"a.txt{suffix}", COMPRESSIONS[suffix](content))
+    with pytest.raises(ValueError, match=r"a\.txt.*:4: byte 200011 is 0xe9, which is not UTF-8\. .*errors=replace"):
+        read(source)
+    assert read(source, errors="replace")[-1].text.endswith("bad \ufffdt\ufffd")
+    cut = write(tmp_path / "cut.txt", "中".encode()[:2])
+    with pytest.raises(ValueError, match=r"cut\.txt:1: byte 0 is 0xe4"):
+        read(cut)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"text": "a"', r'expected a JSON object like \{"text": "..."\}: Expecting .* at column 13'),
+        ('["text"]', r"expected a JSON object like .*, not '\[\"text\"\]'"),
+        ('{"txt": "a"}', r"no field 'text': did you mean 'txt'\? there is: txt"),
+        ('{"text": null}', r"the field 'text' must be a string, not None"),
+        ('{"text": "\\ud800"}', r"half a surrogate pair in the text"),
+    ],
+)
+def test_bad_json(tmp_path: pathlib.Path, line: str, message: str) -> None:
+    source = write(tmp_path / "a.jsonl", '{"text": "good"}\n' + line)
+    with pytest.raises(ValueError, match=r"a\.jsonl:2: " + message):
+        read(source)
+
+
+def test_half_a_surrogate_pair_replaced(tmp_path: pathlib.Path) -> None:
+    source = write(tmp_path / "a.jsonl", '{"text": "a \\ud800 b"}')
+    assert text.sentences(read(source, errors="replace")[0]) == ["a ? b"]
+
+
+def test_bad_sources(tmp_path: pathlib.Path) -> None:
+    """Seen at the call, before anything is read."""
+    good = write(tmp_path / "good.txt", "good")
+    for name in ("a.txt.lz4", "a.tsv", "a.gz"):
+        with pytest.raises(ValueError, match=rf"{name}: do not know how to read it; known are \.txt"):
+            text.documents([good, write(tmp_path / name, "a")])
+    with pytest.raises(FileNotFoundError, match="nothere: no such file or directory"):
+        text.documents([good, str(tmp_path / "nothere")])
+    with pytest.raises(FileNotFoundError, match=r"\*\.xml: no such file"):
+        text.documents([str(tmp_path / "*.xml")])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="empty: no text in this directory"):
+        text.documents([str(tmp_path / "empty")])
+    with pytest.raises(ValueError, match="no sources"):
+        text.documents([])
+    with pytest.raises(ValueError, match="must be a list, not the string"):
+        text.documents(good)
+    with pytest.raises(ValueError, match="errors must be strict or replace, not 'ignore'"):
+        text.documents([good], errors="ignore")
+
+
+def test_no_document(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(ValueError, match=r"blank\.txt: there is no document in it"):
+        read(write(tmp_path / "blank.txt", " \n\n\t\n"))
+
+
+# --- TensorFlow Datasets
+
+
+def prepared(folder: pathlib.Path, texts: list[str]) -> str:
+    """A data set as `tfds build --file_format=array_record` leaves it, made without TensorFlow."""
+
+    def field(number: int, content: bytes) -> bytes:  # of a protocol buffer; sizes below 128
+        assert len(content) < 128
+        return bytes([number << 3 | 2, len(content)]) + content
+
+    folder.mkdir(parents=True)
+    writer = array_record_module.ArrayRecordWriter(
+        str(folder / "mini-train.array_record-00000-of-00001"), "group_size:1"
+    )
+    for one in texts:  # tf.train.Example: features { feature { key, value { bytes_list { value } } } }
+        entry = field(1, b"text") + field(2, field(1, field(1, one.encode())))
+        writer.write(field(1, field(1, entry)))
+    writer.close()
+    kind = "tensorflow_datasets.core.features."
+    features = {
+        "pythonClassName": kind + "features_dict.FeaturesDict",
+        "featuresDict": {"features": {"text": {"pythonClassName": kind + "text_feature.Text", "text": {}}}},
+    }
+    split = {
+        "name": "train",
+        "numBytes": "1",
+        "shardLengths": [str(len(texts))],
+        "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
+    }
+    info = {"name": "mini", "version": "1.0.0", "fileFormat": "array_record", "splits": [split]}
+    (folder / "features.json").write_text(json.dumps(features))
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+    return str(folder)
+
+
+def test_tfds(tmp_path: pathlib.Path) -> None:
+    folder = prepared(tmp_path / "mini" / "1.0.0", ["One. Two.\n\nThree.", "四。"])
+    assert read(f"tfds:{folder}") == [
+        Document(f"{folder}:train:0", "One. Two.\nThree."),
+        Document(f"{folder}:train:1", "四。"),
+    ]
+    assert [document.text for document in read(f"tfds:{folder}:train[1:]")] == ["四。"]
+    assert "tensorflow" not in sys.modules
+    with pytest.raises(ValueError, match="no split 'tests': there is: train"):
+        read(f"tfds:{folder}:tests")
+    with pytest.raises(ValueError, match="no feature 'txt': did you mean 'text'"):
+        read(f"tfds:{folder}", field="txt")
+    with pytest.raises(ValueError, match=r"is not prepared. .*tfds build ag_news_subset --file_format=array_record"):
+        read("tfds:ag_news_subset")
+    with pytest.raises(ValueError, match="no such data set, nor a directory of a prepared one"):
+        read("tfds:nosuchset")
+    with pytest.raises(ValueError, match="expected tfds:NAME or tfds:DIRECTORY"):
+        read("tfds:")
+
+
+@pytest.mark.parametrize(
+    ("source", "name", "split"),
+    [
+        ("tfds:wiki40b/en", "wiki40b/en", None),
+        ("tfds:wiki40b/en:validation", "wiki40b/en", "validation"),
+        ("tfds:c4/en:3.0.1", "c4/en:3.0.1", None),
+        ("tfds:c4/en:3.0.1:train[:1%]", "c4/en:3.0.1", "train[:1%]"),
+        ("tfds:gs://bucket/mini/1.0.0:test", "gs://bucket/mini/1.0.0", "test"),
+    ],
+)
+def test_tfds_names(source: str, name: str, split: str | None) -> None:
+    match = text._TFDS.fullmatch(source)
+    assert match is not None
+    assert (match["name"], match["split"]) == (name, split)
+
+
+# --- the documentation of Python and its packages
+
+
+def test_python_docs() -> None:
+    found = read("python-docs:stdlib")
+    names = [document.name for document in found]
+    assert len(found) > 500
+    assert {"argparse", "asyncio.base_events", "collections", "help:assert", "builtins"} <= set(names)
+    assert not any(name.startswith(("test.", "site-packages")) for name in names)
+    assert names == [document.name for document in read("python-docs:stdlib")]
+    sentences = [sentence for document in found[::5] for sentence in text.sentences(document)]
+    assert 2e5 < sum(map(len, sentences)) < 1e6
+    assert not any(sentence.startswith((">>>", "----", "====")) for sentence in sentences)
+    letters = sum(char.isalpha() or char == " " for sentence in sentences for char in sentence)
+    assert letters > 0.9 * sum(map(len, sentences))
+
+
+def test_python_docs_of_packages() -> None:
+    everything = text.documents(["python-docs"])
+    assert isinstance(next(everything), Document)
+    found = read("python-docs:absl,sentencex")
+    assert {document.name.split(".")[0] for document in found} == {"absl", "sentencex"} or found[0].name == "absl"
+    with pytest.raises(ValueError, match="no package 'nunpy' is installed: did you mean 'numpy'"):
+        read("python-docs:nunpy")
+
+
+def test_python_docs_imports_nothing() -> None:
+    program = (
+        "import sys; from bert_jax import text; before = set(sys.modules)\n"
+        "for d in text.documents(['python-docs:absl', 'python-docs:stdlib']): d.kind == 'text' and text.sentences(d)\n"
+        "for d in text.documents(['python-docs:flax']): text.sentences(d)\n"
+        "print(*sorted({m.split('.')[0] for m in set(sys.modules) - before} - set(sys.builtin_module_names)))"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=REPOSITORY, check=True)
+    modules = {name for name in ran.stdout.split() if not name.startswith("_sysconfigdata")}
+    assert modules <= {"pydoc_data", "encodings"}  # the help topics, and a codec for an old source file
+    assert ran.stderr == ""
+
+
+MODULE = '''
+"""The summary of a module that is
+wrapped over two lines.
+
+Example:
+    >>> one_hot(3)
+    [0, 0, 1]
+
+Notes on the design
+-------------------
+Every ``function`` of this module is *pure*, see :func:`~numpy.sum` and `the docs <https://x.org>`_.
+
+Some code follows here as a block::
+
+    x = this_is_not_english(1, 2)
+
+After it the prose goes on as before.
+
+  |  column  |  another column of the table  |
+  |  value   |  another value of the table   |
+"""
+
+class Thing:
+    """The summary of a module that is
+    wrapped over two lines."""
+
+    def method(self, x):
+        """Gives back what came in without a change.
+
+        Args:
+          x: the value that came in, of any kind
+            that you may like.
+          y (int): the number of times that it goes round.
+
+        Parameters
+        ----------
+        x : array_like, optional
+            The input that is to be given back.
+        """
+        "a stray string that is no sentence = 3"
+        return x
+
+    attribute: int = 1
+    """How many of these there are in all the world."""
+'''
+
+
+def test_prose_of_a_module() -> None:
+    assert text.sentences(Document("m", MODULE, "python")) == [
+        "The summary of a module that is wrapped over two lines.",
+        "Every function of this module is *pure*, see numpy.sum and the docs.",
+        "Some code follows here as a block:",
+        "After it the prose goes on as before.",
+        "The summary of a module that is wrapped over two lines.",
+        "Gives back what came in without a change.",
+        "the value that came in, of any kind that you may like.",
+        "the number of times that it goes round.",
+        "The input that is to be given back.",
+        "How many of these there are in all the world.",
+    ]
+
+
+@pytest.mark.parametrize("code", ["x = 1", "", "def broken(:", "x = '\0'", "(" * 10_000])
+def test_modules_without_documentation(code: str) -> None:
+    assert text.sentences(Document("m", code, "python")) == []
+
+
+# --- sentences
+
+
+def test_sentences() -> None:
+    english = 'Mr. Smith paid $3.5 million to the U.S. army. "No! Never!" he said. Fig. 3 shows it\n\nHeading'
+    chinese, hindi = "他来了。你好！真的吗？“是的。”他说。", "नमस्ते। यह ठीक है।"
+    document = Document("d", "\n".join([english, chinese, hindi]))
+    assert text.sentences(document) == [
+        "Mr. Smith paid $3.5 million to the U.S. army.",
+        '"No! Never!" he said.',
+        "Fig. 3 shows it",
+        "Heading",
+        "他来了。",
+        "你好！",
+        "真的吗？",
+        "“是的。”",
+        "他说。",
+        "नमस्ते।",
+        "यह ठीक है।",
+    ]
+
+
+def test_sentences_lose_no_text(real_data: pathlib.Path) -> None:
+    for path in sorted((real_data / "flores").glob("*.dev")):
+        content = path.read_text(encoding="utf-8")
+        document = Document("d", " ".join(content.split("\n")))
+        assert "".join("".join(text.sentences(document)).split()) == "".join(content.split())
+
+
+@pytest.mark.parametrize(
+    "language", ["eng_Latn", "deu_Latn", "fra_Latn", "rus_Cyrl", "hin_Deva", "kor_Hang", "zho_Hans"]
+)
+def test_sentences_of_flores(real_data: pathlib.Path, language: str) -> None:
+    """All of a language on one line, where some quotation mark is left open: it must not hide what comes after it."""
+    content = (real_data / "flores" / f"{language}.dev").read_text(encoding="utf-8")
+    lines = [line.strip() for line in content.split("\n") if line.strip()]
+    found = text.sentences(Document("d", ("" if language.startswith("zho") else " ").join(lines)))
+    assert len(set(found) & set(lines)) > 0.75 * len(lines)
+
+
+# --- processes
+
+
+def numbered(count: int) -> Iterator[Document]:
+    return (Document(str(i), f"Text number {i}. And more.\n" * (1 + i % 7)) for i in range(count))
+
+
+def fail_at(name: str, document: Document) -> str:
+    if document.name == name:
+        raise KeyError(f"in {name}")
+    return document.name
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_parallel_map(workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text, "BATCH", 500)  # many batches
+    expected = [(document, text.sentences(document)) for document in numbered(200)]
+    assert list(text.parallel_map(text.sentences, numbered(200), workers)) == expected
+    assert list(text.parallel_map(text.sentences, numbered(0), workers)) == []
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_parallel_map_hands_on_errors(workers: int) -> None:
+    with pytest.raises(KeyError, match="in 7"):
+        list(text.parallel_map(functools.partial(fail_at, "7"), numbered(20), workers))
+
+
+def test_parallel_map_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It reads no further ahead than a few batches, and stops its workers when it is left."""
+    monkeypatch.setattr(text, "BATCH", 1)
+    taken = 0
+
+    def endless() -> Iterator[Document]:
+        nonlocal taken
+        while True:
+            taken += 1
+            yield Document(str(taken), "A text.")
+
+    found = text.parallel_map(text.sentences, endless(), 2)
+    assert next(found)[0].name == "1"
+    assert taken < 20
+    found.close()  # type: ignore[attr-defined]
+
+
+def test_at_most() -> None:
+    assert list(text.at_most(["abc", "de", "f"], 5)) == ["abc", "de"]
+    assert list(text.at_most(["abc"], 2)) == []
+
+
+# --- the script
+
+
+@pytest.mark.parametrize("more", [(), ("--kind=bpe", "--cased")])
+def test_build_vocab(tmp_path: pathlib.Path, more: tuple[str, ...]) -> None:
+    output = tmp_path / "out" / ("spm.model" if more else "vocab.txt")
+    ran = build_vocab(
+        "--input=python-docs:pathlib", f"--input={write(tmp_path / 'a.txt', POEM * 50)}", f"--output={output}", *more
+    )
+    assert ran.returncode == 1
+    assert "no package 'pathlib'" in ran.stderr
+    ran = build_vocab("--input=python-docs:absl", f"--input={tmp_path / 'a.txt'}", f"--output={output}", *more)
+    assert ran.returncode == 0, ran.stderr
+    assert "500 pieces" in ran.stdout
+    assert "next: python scripts/build_corpus.py --input=python-docs:absl," in ran.stdout
+    from bert_jax import tokenizer
+
+    built = tokenizer.load(output)
+    assert built.vocab_size == 500
+    assert built.lower is not bool(more)
+    assert built.unk not in built.encode("the value of a flag")
+
+
+def build_vocab(*flags: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "scripts/build_vocab.py", "--size=500", "--coverage=0.999", *flags]
+    return subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
