@@ -21,7 +21,7 @@ import pathlib
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, BinaryIO, NamedTuple
 
@@ -136,7 +136,7 @@ class _Writer:
         self._bytes_before = counts["bytes"]
         self._began = self._committed = self._said = time.monotonic()
         plain = all(entry["name"].endswith(".txt") for entry in identity["sources"])
-        self._total = sum(entry["bytes"] for entry in identity["sources"]) if plain else 0
+        self._total = sum(entry.get("bytes", 0) for entry in identity["sources"]) if plain else 0  # 0: not known
 
     def __enter__(self) -> _Writer:
         for name, size in corpus.sizes(self.counts, np.dtype(self.identity["dtype"])).items():
@@ -280,11 +280,11 @@ def _identity(source: str) -> list[dict[str, Any]]:
     """Name, size and hash of each file of a source. Of other sources (python-docs, tfds:...) only the name is known."""
     path = pathlib.Path(source)
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.is_file())
+        found: Iterable[pathlib.Path] = path.rglob("*")
     else:
-        files = [path] if path.is_file() else sorted(pathlib.Path(match) for match in glob.glob(source, recursive=True))
+        found = [path] if path.exists() else map(pathlib.Path, glob.glob(source, recursive=True))
     entries = []
-    for file in files:
+    for file in sorted(file for file in found if file.is_file()):
         with open(file, "rb") as content:
             digest = hashlib.file_digest(content, "sha256").hexdigest()
         entries.append({"name": file.name, "bytes": file.stat().st_size, "sha256": digest})

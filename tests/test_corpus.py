@@ -11,6 +11,7 @@ import string
 import subprocess
 import sys
 import time
+from concurrent.futures.process import BrokenProcessPool
 
 import numpy as np
 import pytest
@@ -45,6 +46,14 @@ def source(tmp_path):
 
 def content(directory):
     return {path.name: path.read_bytes() for path in sorted(directory.iterdir()) if path.is_file()}
+
+
+def until(condition, seconds=20):
+    for _ in range(seconds * 20):
+        if condition():
+            return
+        time.sleep(0.05)
+    pytest.fail(f"not so after {seconds} s")
 
 
 def stop_at(monkeypatch, document, error):
@@ -134,24 +143,31 @@ def test_killed_and_run_again_the_bytes_are_the_same(workers, source, vocabulary
     build([str(source)], vocabulary, tmp_path / "corpus", workers=1)
     assert content(tmp_path / "corpus") == content(tmp_path / "whole")
     assert "going on after 30 documents" in capsys.readouterr().err
-    for _ in range(100):  # no worker survives its parent
+
+    def gone():
         try:
             os.killpg(child.pid, 0)
         except ProcessLookupError:
-            return
-        time.sleep(0.1)
-    pytest.fail("a worker still waits for its dead parent")
+            return True
+        return False
+
+    until(gone)  # no worker survives its parent
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.ENOSPC, "no space")], ids=["ctrl-c", "full disk"])
-def test_stopped_and_run_again_the_bytes_are_the_same(error, source, vocabulary, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        (KeyboardInterrupt(), KeyboardInterrupt, None),
+        (OSError(errno.ENOSPC, "no space"), OSError, "is full after 25 documents: make room and run the same command"),
+        (BrokenProcessPool(), RuntimeError, r"a worker process died after 25 documents \(out of memory\?\): run"),
+    ],
+    ids=["ctrl-c", "full disk", "dead worker"],
+)
+def test_stopped_and_run_again_the_bytes_are_the_same(error, kind, message, source, vocabulary, tmp_path, monkeypatch):
     build([str(source)], vocabulary, tmp_path / "whole", workers=1)
     with monkeypatch.context() as patch:
         stop_at(patch, 25, error)
-        message = (
-            "is full after 25 documents: make room and run the same command" if isinstance(error, OSError) else None
-        )
-        with pytest.raises(type(error), match=message):
+        with pytest.raises(kind, match=message):
             build([str(source)], vocabulary, tmp_path / "corpus", workers=1)
     assert json.loads((tmp_path / "corpus" / "progress.json").read_text())["counts"]["read"] == 25
     build([str(source)], vocabulary, tmp_path / "corpus", workers=1)
@@ -283,12 +299,12 @@ def test_the_script_builds_describes_and_stops(source, vocabulary, tmp_path):
     child = subprocess.Popen(
         [*script, f"--input={tmp_path / 'endless.txt'}", *options], stderr=subprocess.PIPE, text=True, cwd=REPOSITORY
     )
-    with open(tmp_path / "endless.txt", "w") as endless:  # opens when the script does
-        endless.write("cat.\n\n" * 10)
-        endless.flush()
-        time.sleep(0.5)
-        child.send_signal(signal.SIGTERM)
-        _, said = child.communicate(timeout=20)
+    endless = os.open(tmp_path / "endless.txt", os.O_RDWR)  # which waits for no reader
+    os.write(endless, b"cat.\n\n" * 10)
+    until(lambda: (tmp_path / "corpus" / "progress.json").exists())
+    child.send_signal(signal.SIGTERM)
+    _, said = child.communicate(timeout=20)
+    os.close(endless)
     assert child.returncode == 130
     assert "stopped; what is done is kept: run the same command again" in said
 
