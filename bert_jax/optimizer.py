@@ -50,7 +50,7 @@ def clip(gradients: Tree, norm: float) -> Tree:
 
 def clip_scale(gradients: Tree, norm: float) -> Float[Array, ""]:
     """The factor, at most 1, that brings the gradients' global norm down to `norm`."""
-    return norm / jnp.maximum(optax.global_norm(gradients), norm)
+    return norm / jnp.maximum(optax.tree.norm(gradients), norm)
 
 
 def decays(path: tuple[Any, ...]) -> bool:

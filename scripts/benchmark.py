@@ -1,0 +1,225 @@
+"""How fast a training step is on this machine, beside the libraries one would otherwise take.
+
+    python scripts/benchmark.py --size=tiny --batch=32 --against=torch,flax
+    python scripts/benchmark.py --size=base --batch=8 --rounds=10
+
+A step is all of it: dropout, masked LM and next sentence, backward pass, clipping, Adam with decay; ours also makes the
+masks. The contenders take turns, round by round, so that whatever else the machine does hits all of them; the medians
+count. `--against` needs the Hugging Face packages: pip install torch "transformers<5".
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import app, flags
+
+from bert_jax import config, heads, losses, masking, optimizer
+
+# Layers and hidden size; heads are 64 wide (paper, section 3, and the miniatures).
+SIZES = {
+    "tiny": (2, 128),
+    "mini": (4, 256),
+    "small": (4, 512),
+    "medium": (8, 512),
+    "base": (12, 768),
+    "large": (24, 1024),
+}
+
+FLAGS = flags.FLAGS
+flags.DEFINE_enum("what", "train", ["train"], "what is timed: the training step")
+flags.DEFINE_enum("size", "base", list(SIZES), "the model")
+flags.DEFINE_integer("batch", 8, "sequences per step", lower_bound=1)
+flags.DEFINE_integer("length", 128, "tokens per sequence", lower_bound=8)
+flags.DEFINE_integer("rounds", 7, "how often each contender has its turn", lower_bound=1)
+flags.DEFINE_float("seconds", 2.0, "how long a turn lasts at least (one step at least)")
+flags.DEFINE_list("against", [], "torch, flax: Hugging Face's BertForPreTraining in PyTorch, in Flax")
+flags.DEFINE_multi_string("set", [], "a field of our encoder to change, such as --set=scan=true")
+
+Step = Callable[[], object]  # runs one training step to its end
+
+
+def ours(size: config.Encoder, batch: dict[str, np.ndarray]) -> Step:
+    """Our step, masking included."""
+    model, recipe = heads.PreTraining(size), config.Masking()
+    vocabulary = masking.Vocabulary(mask=103, cls=101, sep=102, size=size.vocab_size)
+    transformation = optimizer.make(config.Optimizer(), total_steps=1_000_000)
+
+    def loss_of(params, batch, key):
+        outputs = model.apply({"params": params}, batch, train=True, rngs={"dropout": key})
+        masked = losses.cross_entropy(outputs["mlm_logits"], batch["targets"], batch["weights"])
+        ones = jnp.ones_like(batch["next_sentence"], jnp.float32)
+        following = losses.cross_entropy(outputs["nsp_logits"], batch["next_sentence"], ones)
+        return losses.mean(masked) + losses.mean(following)
+
+    def step(params, state, batch, key):
+        batch = masking.corrupt(key, batch, recipe, vocabulary)
+        loss, gradients = jax.value_and_grad(loss_of)(params, batch, jax.random.fold_in(key, state.step))
+        updates, state = transformation.update(gradients, state, params)
+        return optax.apply_updates(params, updates), state, loss
+
+    def init(key):
+        params = model.init(key, masking.corrupt(key, batch, recipe, vocabulary))["params"]
+        return params, transformation.init(params)
+
+    held = list(jax.jit(init)(jax.random.key(0)))
+    compiled = jax.jit(step, donate_argnums=(0, 1))
+    batch, key = jax.device_put(batch), jax.random.key(1)
+
+    def run():
+        *held[:], loss = compiled(*held, batch, key)
+        return jax.block_until_ready(loss)
+
+    return run
+
+
+def hugging_face_torch(size: config.Encoder, batch: dict[str, np.ndarray]) -> Step:
+    """Hugging Face's PyTorch model with the fused AdamW, which is what its Trainer takes."""
+    import torch
+    import transformers
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = transformers.BertForPreTraining(_hugging_face_config(size, attn_implementation="sdpa")).to(device).train()
+    adam = torch.optim.AdamW(model.parameters(), lr=1e-4, eps=1e-6, weight_decay=0.01, fused=True)
+    inputs = {name: torch.from_numpy(np.asarray(x, np.int64)).to(device) for name, x in _masked(batch).items()}
+
+    def run():
+        loss = model(
+            input_ids=inputs["tokens"],
+            token_type_ids=inputs["segments"],
+            attention_mask=inputs["mask"],
+            labels=inputs["labels"],
+            next_sentence_label=inputs["next_sentence"],
+        ).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        adam.step()
+        adam.zero_grad(set_to_none=True)
+        return loss.item()
+
+    return run
+
+
+def hugging_face_flax(size: config.Encoder, batch: dict[str, np.ndarray]) -> Step:
+    """Hugging Face's Flax model, jitted with its buffers donated, with optax's AdamW."""
+    import transformers
+
+    model = transformers.FlaxBertForPreTraining(_hugging_face_config(size), input_shape=(1, batch["tokens"].shape[1]))
+    adam = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-4, eps=1e-6, weight_decay=0.01))
+
+    def loss_of(params, inputs, key):
+        outputs = model(
+            inputs["tokens"], inputs["mask"], inputs["segments"], params=params, dropout_rng=key, train=True
+        )
+        cross_entropy = optax.softmax_cross_entropy_with_integer_labels
+        weights = inputs["labels"] >= 0
+        masked = cross_entropy(outputs.prediction_logits, jnp.where(weights, inputs["labels"], 0)) * weights
+        following = cross_entropy(outputs.seq_relationship_logits, inputs["next_sentence"])
+        return masked.sum() / weights.sum() + following.mean()
+
+    def step(params, state, inputs, key):
+        key, dropout = jax.random.split(key)
+        loss, gradients = jax.value_and_grad(loss_of)(params, inputs, dropout)
+        updates, state = adam.update(gradients, state, params)
+        return optax.apply_updates(params, updates), state, key, loss
+
+    held = [model.params, jax.jit(adam.init)(model.params), jax.random.key(1)]
+    inputs = jax.device_put({name: np.asarray(x, np.int32) for name, x in _masked(batch).items()})
+    compiled = jax.jit(step, donate_argnums=(0, 1))
+
+    def run():
+        params, state, key, loss = compiled(held[0], held[1], inputs, held[2])
+        held[:] = params, state, key
+        return jax.block_until_ready(loss)
+
+    return run
+
+
+CONTENDERS = {"torch": hugging_face_torch, "flax": hugging_face_flax}
+
+
+def _hugging_face_config(size: config.Encoder, **more):
+    import transformers
+
+    return transformers.BertConfig(
+        vocab_size=size.vocab_size,
+        hidden_size=size.hidden,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.heads,
+        intermediate_size=size.feed_forward,
+        **more,
+    )
+
+
+def _masked(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The batch with `labels` [B, T], -100 where nothing is predicted."""
+    chosen = np.random.default_rng(1).random(batch["tokens"].shape) < 0.15
+    return batch | {"labels": np.where(chosen, batch["tokens"], -100)}
+
+
+def random_batch(batch: int, length: int, vocab_size: int) -> dict[str, np.ndarray]:
+    """Sequences without padding, [CLS] A [SEP] B [SEP]."""
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(1000, vocab_size, (batch, length)).astype(np.int32)
+    tokens[:, 0], tokens[:, length // 2], tokens[:, -1] = 101, 102, 102
+    return {
+        "tokens": tokens,
+        "segments": np.broadcast_to((np.arange(length) > length // 2).astype(np.int32), tokens.shape),
+        "mask": np.ones(tokens.shape, bool),
+        "next_sentence": rng.integers(0, 2, batch).astype(np.int32),
+        "id": np.arange(batch, dtype=np.int32),
+    }
+
+
+def take_turns(contenders: dict[str, Step], rounds: int, seconds: float) -> dict[str, list[float]]:
+    """Seconds per step of each contender, a number per round, after two steps to warm up."""
+    for step in contenders.values():
+        step(), step()
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(rounds):
+        for name, step in contenders.items():
+            start, steps = time.perf_counter(), 0
+            while steps == 0 or time.perf_counter() - start < seconds:
+                step()
+                steps += 1
+            times[name].append((time.perf_counter() - start) / steps)
+    return times
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"what is {argv[1]!r}? Every argument is a flag; --help lists them")
+    unknown = set(FLAGS.against) - set(CONTENDERS)
+    if unknown:
+        raise app.UsageError(f"--against knows {', '.join(CONTENDERS)}, not {', '.join(sorted(unknown))}")
+    layers, hidden = SIZES[FLAGS.size]
+    size = config.Encoder(layers=layers, hidden=hidden, heads=hidden // 64, scan=jax.default_backend() == "tpu")
+    size = config.override(size, dict(change.split("=", 1) for change in FLAGS.set))
+    batch = random_batch(FLAGS.batch, FLAGS.length, size.vocab_size)
+    contenders = {"bert_jax": ours(size, batch)}
+    for name in FLAGS.against:
+        try:
+            contenders[name] = CONTENDERS[name](size, batch)
+        except ImportError as error:
+            print(f'{name} is left out ({error}): pip install torch "transformers<5"')
+    times = take_turns(contenders, FLAGS.rounds, FLAGS.seconds)
+
+    tokens = FLAGS.batch * FLAGS.length
+    print(f"{FLAGS.size}, {FLAGS.batch} x {FLAGS.length} on {jax.devices()[0].device_kind}, {FLAGS.rounds} rounds")
+    ours_median = statistics.median(times["bert_jax"])
+    for name, seconds in times.items():
+        median = statistics.median(seconds)
+        print(
+            f"  {name:10} {tokens / median:10,.0f} tokens/s   {1000 * median:8.1f} ms a step "
+            f"({1000 * min(seconds):.1f} to {1000 * max(seconds):.1f})   we are {median / ours_median:.2f} times as fast"
+        )
+
+
+if __name__ == "__main__":
+    app.run(main)
