@@ -22,6 +22,7 @@ class Writer:
     """
 
     def __init__(self, workdir: str, step: int = -1) -> None:
+        epath.Path(workdir).mkdir(parents=True, exist_ok=True)
         self._path = epath.Path(workdir) / "metrics.jsonl"
         kept = [line for line in read(workdir) if line["step"] <= step]
         self._path.write_text("".join(json.dumps(line) + "\n" for line in kept))

@@ -13,6 +13,7 @@ import json
 import math
 import signal
 import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -92,7 +93,7 @@ class Program:
 
     def _key(self, name: str) -> jax.Array:
         """A key of its own for each use of randomness, folded from the one seed."""
-        return jax.random.fold_in(jax.random.key(self.experiment.seed), sum(map(ord, name)))
+        return jax.random.fold_in(jax.random.key(self.experiment.seed), zlib.crc32(name.encode()))
 
     def _corrupt(self, batch: Batch, split: str) -> Batch:
         return self.experiment.task.corrupt(self._key(f"masks of {split}"), batch, self.vocabulary)

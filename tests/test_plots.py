@@ -1,0 +1,26 @@
+"""Curves: drawn from metrics.jsonl, and a clear word where there is nothing to draw."""
+
+import pathlib
+
+import pytest
+
+from bert_jax import metrics, plots
+
+
+def run(folder: pathlib.Path, accuracies: list[float]) -> str:
+    writer = metrics.Writer(str(folder))
+    for step, accuracy in enumerate(accuracies):
+        writer.write(step, "validation", {"accuracy": accuracy, "majority": 0.5})
+    writer.close()
+    return str(folder)
+
+
+def test_a_picture_is_written(tmp_path: pathlib.Path) -> None:
+    runs = {"one": run(tmp_path / "one", [0.5, 0.7]), "two": run(tmp_path / "two", [0.4])}
+    plots.draw(runs, ["accuracy"], str(tmp_path / "new" / "curves.png"))
+    assert (tmp_path / "new" / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_metric_that_no_run_has_is_said(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(ValueError, match="has validation figures named 'mlm_loss'"):
+        plots.draw({"one": run(tmp_path, [0.5])}, ["mlm_loss"], str(tmp_path / "curves.png"))
