@@ -295,7 +295,7 @@ def _whole_lines(name: str, lines: Iterable[str]) -> Iterator[Document]:
 
 # --- TensorFlow Datasets
 
-_TFDS = re.compile(r"tfds:(?P<name>.+?(:\d+\.\d+\.\d+)?)(:(?P<split>[A-Za-z_]\w*(\[.*\])?))?")
+_TFDS = re.compile(r"tfds:(?P<name>.+?)(:(?P<split>[A-Za-z_]\w*(\[.*\])?))?")
 
 
 def _tfds(source: str, field: str) -> Iterator[Document]:
@@ -395,7 +395,7 @@ def _prose(document: Document) -> list[str]:
             body = ast.parse(document.text).body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return []
-    docstrings = dict.fromkeys(_bare_strings(body))
+    docstrings = dict.fromkeys(map(inspect.cleandoc, _bare_strings(body)))
     return [paragraph for docstring in docstrings for paragraph in _paragraphs(docstring)]
 
 
@@ -419,9 +419,9 @@ _CODE = re.compile(r"^\s*(?:>>>|\.\.\.|\.\. |\$ |@|def |class |import |from \w+ 
 
 
 def _paragraphs(docstring: str) -> Iterator[str]:
-    """A docstring's paragraphs of English, each on one line: no examples, tables, rulers, types or headings."""
+    """A clean docstring's paragraphs of English, each on one line: no examples, tables, rulers, types or headings."""
     literal: int | None = None  # the indentation of the "::" whose block we are in
-    for block in re.split(r"\n\s*\n", inspect.cleandoc(docstring)):
+    for block in re.split(r"\n\s*\n", docstring):
         lines = [line for line in block.split("\n") if line.strip()]
         if not lines:
             continue

@@ -338,7 +338,7 @@ class SentencePiece(Tokenizer):
         parts = []
         for special, run in itertools.groupby(ids, key=lambda i: i in self.special and i != self.unk):
             if not special:
-                parts.append(self._processor.decode(list(run)))
+                parts.append(self._processor.decode(list(map(int, run))))
             else:
                 parts += [self._pieces[i] for i in run if i == self.mask]
         return " ".join(parts)

@@ -106,9 +106,10 @@ def test_long_documents_are_cut(tmp_path: pathlib.Path, monkeypatch: pytest.Monk
     assert "\n".join(document.text for document in found).split("\n") == lines
     assert len({document.name for document in found}) == 1
     words = [f"w{i}" for i in range(300)]
-    for content in (" ".join(words), " ".join(words) + "\n", " ".join(words) + "\nand"):
+    exactly = " ".join(words).ljust(1400, "x")  # the file ends where a piece does
+    for content in (" ".join(words), " ".join(words) + "\n", " ".join(words) + "\nand", exactly):
         found = read(write(tmp_path / "a.txt", content))
-        assert " ".join(document.text for document in found).split()[:300] == words
+        assert " ".join(document.text for document in found).split() == content.split()
         assert max(len(document.text) for document in found) < 100
     assert "".join(document.text for document in read(write(tmp_path / "a.txt", "x" * 1234))) == "x" * 1234
     rows = read(write(tmp_path / "a.jsonl", json.dumps({"text": "\n".join(lines)})))
@@ -295,8 +296,9 @@ MODULE = '''
 wrapped over two lines.
 
 Example:
-    >>> one_hot(3)
-    [0, 0, 1]
+    >>> help(x)
+    This is what the example prints for its reader, who
+    likes to see a line or two of it before going on.
 
 Notes on the design
 -------------------
@@ -304,12 +306,12 @@ Every ``function`` of this module is *pure*, see :func:`~numpy.sum` and `the doc
 
 Some code follows here as a block::
 
-    x = this_is_not_english(1, 2)
+    tell the machine to do one thing after another.
 
 After it the prose goes on as before.
 
-  |  column  |  another column of the table  |
-  |  value   |  another value of the table   |
+  the name      The first cell of the row says what it is.
+  the value     The second cell of the row says what it is.
 """
 
 class Thing:
@@ -334,6 +336,10 @@ class Thing:
 
     attribute: int = 1
     """How many of these there are in all the world."""
+
+    class Inner:
+        """The summary of a module that is
+        wrapped over two lines."""
 '''
 
 
@@ -352,7 +358,7 @@ def test_prose_of_a_module() -> None:
     ]
 
 
-@pytest.mark.parametrize("code", ["x = 1", "", "def broken(:", "x = '\0'", "(" * 10_000])
+@pytest.mark.parametrize("code", ["x = 1", "", "def broken(:", "x = '\0'", "(" * 10_000, "x = " + "-" * 5_000 + "1"])
 def test_modules_without_documentation(code: str) -> None:
     assert text.sentences(Document("m", code, "python")) == []
 

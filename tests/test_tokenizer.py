@@ -310,6 +310,7 @@ def test_offsets_by_hand() -> None:
 
 
 @hypothesis.given(any_text, st.booleans())
+@hypothesis.example("x\u302e\U0001d165y", True)  # marks that are kept, and that NFD puts in another order
 @hypothesis.settings(max_examples=400, deadline=None)
 def test_offsets_of_any_text(text: str, lower: bool) -> None:
     letters = sorted(set("".join(expected_words(text, lower))) - set("".join(SMALL)))
@@ -531,7 +532,7 @@ def test_sentencepiece_offsets_by_hand() -> None:
 
 def test_raw_text_gives_no_special_ids() -> None:
     proto = sentencepiece_model_pb2.ModelProto()
-    proto.ParseFromString(trained()._model)
+    proto.ParseFromString(tokenizer.train_sentencepiece(PROSE, 300, lower=False)._model)
     proto.pieces[4].type = proto.SentencePiece.USER_DEFINED  # such a piece is cut out of raw text by the library
     model = tokenizer.SentencePiece(proto.SerializeToString())
     assert model.mask == 4
