@@ -44,6 +44,7 @@ def build(
     *,
     workers: int | None = None,
     errors: text.Errors = "strict",
+    field: str = "text",
 ) -> Corpus:
     """Tokenises `sources` (see `text.documents`) into `directory`. Run again after a stop, it goes on where it was.
 
@@ -60,7 +61,7 @@ def build(
       >>> build(["python-docs:stdlib"], tokenizer.load("vocab.txt"), "corpus").count("documents")
     """
     directory = pathlib.Path(directory)
-    documents = text.documents(sources, errors=errors)
+    documents = text.documents(sources, errors=errors, field=field)
     for source in sources:
         inside = pathlib.Path(source).is_dir() and directory.resolve().is_relative_to(pathlib.Path(source).resolve())
         require(not inside, f"the output {directory} lies inside the input {source}: choose another directory")
@@ -70,6 +71,7 @@ def build(
         "sources": [entry for source in sources for entry in _identity(source)],
         "vocabulary": vocabulary.fingerprint,
         "errors": errors,
+        "field": field,
         "dtype": dtype.name,
     }
     directory.mkdir(parents=True, exist_ok=True)

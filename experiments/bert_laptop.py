@@ -5,7 +5,7 @@ million tokens, and longer ones follow, as the paper's own 512 follow 128. The l
 
     python -m bert_jax --config=experiments/bert_laptop.py --config.task.corpus=CORPUS --workdir=RUN
 
-The vocabulary may have up to 8,192 pieces.
+The vocabulary may have up to 4,096 pieces. With more time, more and longer: --config.phases.1.steps=20000.
 """
 
 from bert_jax import config
@@ -14,12 +14,12 @@ from bert_jax.tasks.pretrain import Pretrain
 
 EXPERIMENT = Experiment(
     name="bert_laptop",
-    encoder=config.Encoder(layers=2, hidden=128, heads=2, vocab_size=8192, max_positions=128, scan=False),
+    encoder=config.Encoder(layers=2, hidden=128, heads=2, vocab_size=4096, max_positions=128, scan=False),
     task=Pretrain(dupe_factor=4, heldout=0.01),
     optimizer=config.Optimizer(learning_rate=1e-3, warmup=0.05),
     phases=(
-        config.Phase(length=16, batch_size=64, steps=6_000),
-        config.Phase(length=64, batch_size=32, steps=3_000),
+        config.Phase(length=16, batch_size=64, steps=4_000),
+        config.Phase(length=64, batch_size=32, steps=2_500),
     ),
-    every=config.Every(log=250, evaluate=1_000, checkpoint=3_000),
+    every=config.Every(log=250, evaluate=500, checkpoint=2_000),
 )

@@ -9,14 +9,22 @@ as they are), a directory, a pattern, tfds:NAME, or python-docs for the document
 All cores work, memory stays bounded. Stopped or killed, the same command goes on where it was; complete, it says so.
 """
 
+import itertools
 import signal
 import sys
+from typing import Any
 
 from absl import app, flags
 
 from bert_jax import building, corpus, pairing, text, tokenizer
 
-_INPUT = flags.DEFINE_list("input", None, "Files, directories, patterns, tfds:NAME, python-docs; comma between them.")
+_INPUT = flags.DEFINE_multi(  # type: ignore[call-overload]
+    flags.ListParser(),
+    flags.CsvListSerializer(","),
+    "input",
+    None,
+    "Files, directories, patterns, tfds:NAME, python-docs; comma between them, or the flag again.",
+)
 _VOCAB = flags.DEFINE_string("vocab", "vocab.txt", "vocab.txt, a SentencePiece model, or a directory with one.")
 _OUTPUT = flags.DEFINE_string("output", None, "The directory of the corpus.")
 _CASED = flags.DEFINE_bool("cased", None, "Keep upper case; default: as the vocabulary has it.")
@@ -24,6 +32,7 @@ _WORKERS = flags.DEFINE_integer("workers", None, "Processes; default: one for ea
 _ERRORS = flags.DEFINE_enum(
     "errors", "strict", ["strict", "replace"], "At bytes that are not UTF-8: stop, or drop them."
 )
+_FIELD = flags.DEFINE_string("field", "text", "Which field of JSON lines and TFDS sets holds the text.")
 _DESCRIBE = flags.DEFINE_string("describe", None, "Only show what the corpus in this directory holds.")
 
 
@@ -38,7 +47,9 @@ def main(argv: list[str]) -> None:
         elif _INPUT.value and _OUTPUT.value:
             vocabulary = tokenizer.load(_VOCAB.value, None if _CASED.value is None else not _CASED.value)
             errors: text.Errors = "replace" if _ERRORS.value == "replace" else "strict"
-            found = building.build(_INPUT.value, vocabulary, _OUTPUT.value, workers=_WORKERS.value, errors=errors)
+            sources = list(itertools.chain.from_iterable(_INPUT.value))
+            reading: dict[str, Any] = {"workers": _WORKERS.value, "errors": errors, "field": _FIELD.value}
+            found = building.build(sources, vocabulary, _OUTPUT.value, **reading)
             print(corpus.describe(found))
         else:
             raise app.UsageError("--input=... and --output=DIR are needed, or --describe=DIR")

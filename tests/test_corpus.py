@@ -203,13 +203,13 @@ def test_another_corpus_is_not_overwritten(half, source, vocabulary, tmp_path, m
 
 def test_an_input_that_changed_after_a_stop_is_noticed(source, vocabulary, tmp_path, monkeypatch):
     documents = list(text.documents([str(source)]))
-    monkeypatch.setattr(text, "documents", lambda sources, errors: iter(documents))
+    monkeypatch.setattr(text, "documents", lambda sources, **_: iter(documents))
     with monkeypatch.context() as patch:
         stop_at(patch, 25, KeyboardInterrupt())
         with pytest.raises(KeyboardInterrupt):
             build(["python-docs"], vocabulary, tmp_path / "corpus", workers=1)
     for changed in (documents[1:], documents[:10]):  # as if a package had gone
-        monkeypatch.setattr(text, "documents", lambda sources, errors, changed=changed: iter(changed))
+        monkeypatch.setattr(text, "documents", lambda sources, changed=changed, **_: iter(changed))
         with pytest.raises(ValueError, match=r"the input has changed since .* stopped: document 25 was .*txt:"):
             build(["python-docs"], vocabulary, tmp_path / "corpus", workers=1)
 
