@@ -94,6 +94,8 @@ def read_config(workdir: str) -> Experiment:
     require(path.exists(), f"{workdir} is no workdir of a run: it has no config.json")
     try:
         return config.from_dict(json.loads(path.read_text()), kinds())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is damaged, it is no JSON: {error}") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from etils import epath
+from jax.experimental import multihost_utils
 
 from bert_jax import checkpoint, config, data, experiment, losses, metrics, optimizer, sharding, tokenizer
 from bert_jax.config import require
@@ -294,6 +295,8 @@ def run(exp: Experiment, workdir: str, *, data_dir: str = "", stop_at: int = 0, 
     finished = epath.Path(workdir) / "result.json"
 
     main = jax.process_index() == 0
+    if jax.process_count() > 1:  # all have read the workdir before one writes to it
+        multihost_utils.sync_global_devices("start of run")
     if main:
         epath.Path(workdir).mkdir(parents=True, exist_ok=True)
         experiment.record(exp, workdir)

@@ -175,6 +175,9 @@ def test_a_loaded_model_fills_and_classifies(runs: dict[str, pathlib.Path]) -> N
 def test_what_is_no_workdir_is_said(tmp_path: pathlib.Path, runs: dict[str, pathlib.Path]) -> None:
     with pytest.raises(ValueError, match="is no workdir of a run"):
         bert_jax.load(str(tmp_path))
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match="is damaged, it is no JSON"):
+        bert_jax.load(str(tmp_path))
     (tmp_path / "config.json").write_text((runs["tuned"] / "config.json").read_text())
     with pytest.raises(ValueError, match="no checkpoint"):
         checkpoint.read_params(str(tmp_path))

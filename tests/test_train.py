@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bert_jax import checkpoint, config, experiment, metrics, sharding, train
+import bert_jax
+from bert_jax import building, checkpoint, config, experiment, metrics, sharding, tokenizer, train
 from bert_jax.config import override
 from bert_jax.experiment import Experiment
 from tests.conftest import REPOSITORY
@@ -153,6 +154,21 @@ def test_dropout_is_on_in_those_steps(tiny: Experiment, losses_by_mesh: dict[con
     assert train.means([jax.device_get(figures)])["loss"] != losses_by_mesh[MESHES[0]][0]
 
 
+def test_dropout_differs_from_step_to_step(tiny: Experiment) -> None:
+    """The same batch and weights at step 0 and at step 1 drop other elements."""
+    vocabulary = train.find_tokenizer(tiny)
+    mesh = sharding.make_mesh(config.Mesh(1))
+    batches = train.stretches(tiny, train.Context(vocabulary), sharding.batch_sharding(mesh))[0].batches
+    losses = []
+    with jax.set_mesh(mesh):
+        program = train.Program(tiny, vocabulary, 10, mesh)
+        for step in (0, 1, 1):
+            state = program.init()._replace(step=jax.device_put(jnp.int32(step), program.shardings.step))
+            losses.append(train.means([jax.device_get(program.step(state, batches[0])[1])])["loss"])
+    assert losses[0] != losses[1]
+    assert losses[1] == losses[2]
+
+
 def test_a_checkpoint_goes_on_on_another_mesh(tiny: Experiment, whole: pathlib.Path, tmp_path: pathlib.Path) -> None:
     train.run(tiny, str(tmp_path), stop_at=5, quiet=True)
     train.run(dataclasses.replace(tiny, mesh=config.Mesh(2, 2)), str(tmp_path), quiet=True)
@@ -278,3 +294,26 @@ def test_each_phase_is_scored_at_its_end(whole: pathlib.Path) -> None:
     assert [line["step"] for line in lines] == [0, 5, 10]
     assert lines[0]["unigram_entropy"] == lines[2]["unigram_entropy"]
     assert lines[0]["nsp_majority"] != lines[2]["nsp_majority"], "another length has other pairs"
+
+
+def test_a_sentencepiece_model_stands_in_for_the_vocabulary(tiny: Experiment, tmp_path: pathlib.Path) -> None:
+    """In corpus, training (of whole words) and prediction alike."""
+    rng = np.random.default_rng(0)
+    words = ["".join(rng.choice(list("abcdefg"), 4)) for _ in range(60)]
+    documents = [[" ".join(rng.choice(words, 8)) for _ in range(6)] for _ in range(30)]
+    (tmp_path / "text.txt").write_text("\n\n".join("\n".join(document) for document in documents))
+    sentences = (sentence for document in documents for sentence in document)
+    vocabulary = tokenizer.train_sentencepiece(sentences, 60, kind="unigram")
+    vocabulary.save(tmp_path / "model")
+    building.build([str(tmp_path / "text.txt")], tokenizer.load(tmp_path / "model"), tmp_path / "corpus", workers=1)
+    changes = {
+        "task.corpus": str(tmp_path / "corpus"),
+        "task.masking.whole_word": True,
+        "vocab": str(tmp_path / "model"),
+    }
+    result = train.run(override(tiny, changes), str(tmp_path / "run"), quiet=True)
+    assert result["mlm_loss"] < np.log(320) + 0.2
+    model = bert_jax.load(str(tmp_path / "run"))
+    assert model.tokenizer.fingerprint == vocabulary.fingerprint
+    fillings = model.fill_mask(f"{words[0]} [MASK] {words[1]}", top=3)
+    assert all(one.text.startswith(words[0]) and one.text.endswith(words[1]) for one in fillings)

@@ -33,7 +33,7 @@ class Pretrain(Task):
 
     def __post_init__(self) -> None:
         require(self.dupe_factor > 0, f"dupe_factor must be above 0, not {self.dupe_factor}")
-        require(0 < self.heldout < 1, f"heldout must lie in (0, 1), not {self.heldout}")
+        require(0 < self.heldout <= 0.5, f"heldout must lie in (0, 0.5], not {self.heldout}")
 
     def open(self) -> Corpus:
         require(
