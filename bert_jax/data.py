@@ -76,8 +76,12 @@ class Batches:
         }
 
     def __getitem__(self, n: int) -> dict[str, jax.Array]:
+        def span_of(index: Any) -> tuple[int, int]:
+            """The rows [start, stop) of a device's part."""
+            return index[0].indices(self.batch_size)[:2]
+
         places = self.sharding.addressable_devices_indices_map((self.batch_size,))
-        spans = {index[0].indices(self.batch_size)[:2] for index in places.values() if index}
+        spans = {span_of(index) for index in places.values()}
         parts = {span: self.rows(n, slice(*span)) for span in spans}
 
         def global_array(name: str) -> jax.Array:
@@ -85,7 +89,7 @@ class Batches:
             return jax.make_array_from_callback(
                 (self.batch_size, *example.shape[1:]),
                 self.sharding,
-                lambda index: parts[index[0].indices(self.batch_size)[:2]][name],
+                lambda index: parts[span_of(index)][name],
             )
 
         return {name: global_array(name) for name in next(iter(parts.values()))}

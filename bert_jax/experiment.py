@@ -81,7 +81,8 @@ def kinds() -> dict[str, type]:
 
 
 def _subclasses(base: type) -> list[type]:
-    return [kind for child in base.__subclasses__() for kind in [child, *_subclasses(child)]]
+    children: list[type] = base.__subclasses__()
+    return [kind for child in children for kind in (child, *_subclasses(child))]
 
 
 def read_config(workdir: str) -> Experiment:

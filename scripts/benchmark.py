@@ -10,6 +10,7 @@ count. `--against` needs the Hugging Face packages: pip install torch "transform
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
 import types
@@ -22,8 +23,9 @@ import numpy as np
 import optax
 from absl import app, flags
 
-from bert_jax import config, sharding, train
+from bert_jax import config, data, sharding, train
 from bert_jax.experiment import Experiment
+from bert_jax.tasks.base import Context
 from bert_jax.tasks.pretrain import Pretrain
 
 # Layers and hidden size; heads are 64 wide (paper, section 3, and the miniatures).
@@ -37,7 +39,7 @@ SIZES = {
 }
 
 FLAGS = flags.FLAGS
-flags.DEFINE_enum("what", "train", ["train"], "what is timed: the training step")
+flags.DEFINE_string("corpus", "", "a corpus's directory: the input pipeline, from index to device, takes turns too")
 flags.DEFINE_enum("size", "base", list(SIZES), "the model")
 flags.DEFINE_integer("batch", 8, "sequences per step", lower_bound=1)
 flags.DEFINE_integer("length", 128, "tokens per sequence", lower_bound=8)
@@ -70,6 +72,15 @@ def ours(size: config.Encoder, batch: dict[str, np.ndarray]) -> Step:
         return jax.block_until_ready(figures)
 
     return run
+
+
+def pipeline(corpus: str, batch: int, length: int) -> Step:
+    """A batch of the corpus, from its number to arrays on the device: another one each time."""
+    task = Pretrain(corpus=corpus, dupe_factor=1)
+    source = task.source("train", length, Context(task.tokenizer()))
+    batches = data.Batches(source, batch, sharding.batch_sharding(sharding.make_mesh(config.Mesh())))
+    numbers = itertools.count()
+    return lambda: jax.block_until_ready(batches[next(numbers)])
 
 
 def hugging_face_torch(size: config.Encoder, batch: dict[str, np.ndarray]) -> Step:
@@ -203,6 +214,8 @@ def main(argv: list[str]) -> None:
             contenders[name] = CONTENDERS[name](size, batch)
         except ImportError as error:
             print(f'{name} is left out ({error}): pip install torch "transformers<5"')
+    if FLAGS.corpus:
+        contenders["pipeline"] = pipeline(FLAGS.corpus, FLAGS.batch, FLAGS.length)
     times = take_turns(contenders, FLAGS.rounds, FLAGS.seconds)
 
     tokens = FLAGS.batch * FLAGS.length

@@ -19,7 +19,7 @@ def test_a_parameter_s_axes_come_from_its_row() -> None:
 
 
 def test_a_parameter_without_a_row_is_refused() -> None:
-    with pytest.raises(ValueError, match="probe/kernel .* has no row in sharding.PARAMETERS"):
+    with pytest.raises(ValueError, match=r"probe/kernel .* has no row in sharding\.PARAMETERS"):
         sharding.parameter_specs({**PARAMS, "probe": {"kernel": jnp.zeros(3)}})
 
 
@@ -53,8 +53,8 @@ def test_the_moments_lie_as_their_parameters(tiny: Experiment) -> None:
 
 
 def test_what_does_not_divide_is_said(tiny: Experiment) -> None:
-    with pytest.raises(ValueError, match="16 cannot be split over mesh.fsdp=3"):
-        mesh = sharding.make_mesh(config.Mesh(data=2, fsdp=3), jax.devices()[:6])
+    mesh = sharding.make_mesh(config.Mesh(data=2, fsdp=3), jax.devices()[:6])
+    with pytest.raises(ValueError, match=r"16 cannot be split over mesh\.fsdp=3"):
         train.Program(tiny, train.find_tokenizer(tiny), 10, mesh)
 
 
