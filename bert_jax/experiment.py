@@ -16,6 +16,7 @@ from etils import epath
 from bert_jax import config
 from bert_jax.config import require
 from bert_jax.tasks.base import Task
+from bert_jax.tasks.classify import Classify
 from bert_jax.tasks.pretrain import Pretrain
 
 
@@ -75,8 +76,8 @@ def _importable(folder: pathlib.Path) -> Iterator[None]:
 
 
 def kinds() -> dict[str, type]:
-    """The config classes by name, tasks included: those of this package and any that are imported."""
-    values = [*vars(config).values(), Experiment, *_subclasses(Task)]
+    """The config classes by name: this package's, its tasks', and any other task's that is imported."""
+    values = [*vars(config).values(), Experiment, Pretrain, Classify, *_subclasses(Task)]
     return {value.__name__: value for value in values if isinstance(value, type) and dataclasses.is_dataclass(value)}
 
 

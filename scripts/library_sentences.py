@@ -3,6 +3,8 @@
 python scripts/library_sentences.py --output=DIR
 """
 
+import sys
+
 from absl import app, flags
 
 from bert_jax import quickstart
@@ -12,7 +14,10 @@ _OUTPUT = flags.DEFINE_string("output", None, "The folder for train.tsv and dev.
 
 def main(argv: list[str]) -> None:
     del argv
-    quickstart.write(_OUTPUT.value)
+    try:
+        quickstart.write(_OUTPUT.value)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ python scripts/plot.py --metrics=mlm_loss,nsp_accuracy --output=curves.png RUN .
 python scripts/plot.py --metrics=accuracy pre-trained=RUN1 "random weights=RUN2"
 """
 
+import sys
+
 from absl import app, flags
 
 from bert_jax import plots
@@ -17,7 +19,10 @@ def main(argv: list[str]) -> None:
     if len(argv) < 2:
         raise app.UsageError("name at least one workdir, as DIR or LABEL=DIR")
     runs = dict(one.split("=", 1) if "=" in one else (one.rstrip("/").split("/")[-1], one) for one in argv[1:])
-    plots.draw(runs, _METRICS.value, _OUTPUT.value, _SPLIT.value)
+    try:
+        plots.draw(runs, _METRICS.value, _OUTPUT.value, _SPLIT.value)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
     print(_OUTPUT.value)
 
 

@@ -1,10 +1,13 @@
 """Curves: drawn from metrics.jsonl, and a clear word where there is nothing to draw."""
 
 import pathlib
+import subprocess
+import sys
 
 import pytest
 
 from bert_jax import metrics, plots
+from tests.conftest import REPOSITORY
 
 
 def run(folder: pathlib.Path, accuracies: list[float]) -> str:
@@ -24,3 +27,9 @@ def test_a_picture_is_written(tmp_path: pathlib.Path) -> None:
 def test_a_metric_that_no_run_has_is_said(tmp_path: pathlib.Path) -> None:
     with pytest.raises(ValueError, match="has validation figures named 'mlm_loss'"):
         plots.draw({"one": run(tmp_path, [0.5])}, ["mlm_loss"], str(tmp_path / "curves.png"))
+
+
+def test_a_run_of_any_task_is_drawn_by_a_process_that_imported_none() -> None:
+    """config.json names classes: they are known without the experiment file that imported them."""
+    code = "from bert_jax import experiment; assert {'Classify', 'Pretrain'} <= experiment.kinds().keys()"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY)
