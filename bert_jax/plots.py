@@ -43,7 +43,6 @@ def draw(runs: Mapping[str, str], names: Sequence[str], output: str, split: str 
     """
     figure, panels = plt.subplots(1, len(names), figsize=(5.2 * len(names), 3.8), squeeze=False, layout="constrained")
     for name, panel in zip(names, panels[0], strict=True):
-        base: dict[float, str] = {}
         drawn = 0
         for label, workdir in runs.items():
             lines = [line for line in metrics.read(workdir, split) if line.get(name) is not None]
@@ -54,11 +53,11 @@ def draw(runs: Mapping[str, str], names: Sequence[str], output: str, split: str 
             if drawn == 1:
                 _mark_phases(panel, workdir)
             key, text = BASELINES.get(name, ("", ""))
-            if key in lines[-1]:
-                base[lines[-1][key]] = text
+            if drawn == 1 and key in lines[-1]:  # each phase has its own
+                steps, values = [line["step"] for line in lines], [line[key] for line in lines]
+                label = f"{text}: {values[-1]:.3g}"
+                panel.step(steps, values, where="pre", color="grey", linestyle="--", linewidth=1, label=label)
         require(drawn > 0, f"none of {', '.join(runs.values())} has {split} figures named {name!r}")
-        for value, text in base.items():
-            panel.axhline(value, color="grey", linestyle="--", linewidth=1, label=f"{text}: {value:.3g}")
         panel.set(xlabel="step", ylabel=TITLES.get(name, name))
         panel.grid(alpha=0.3)
         panel.legend(frameon=False)
@@ -78,6 +77,5 @@ def _mark_phases(panel: plt.Axes, workdir: str) -> None:
         step += before.steps
         if step:
             panel.axvline(step, color="grey", linestyle=":", linewidth=1)
-            panel.annotate(
-                f"length {after.length}", (step, 1), (3, -10), "data", textcoords="offset points", fontsize=7
-            )
+            place = panel.get_xaxis_transform()  # steps across, share of the panel's height upwards
+            panel.text(step, 0.98, f" length {after.length}", transform=place, va="top", fontsize=8)
