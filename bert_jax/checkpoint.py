@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 from collections.abc import Iterator
 from typing import Any
 
@@ -30,11 +31,16 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def save(self, step: int, state: Any) -> None:
-        """Starts to write `state` (step, params, optimizer); returns once the arrays are copied from the devices."""
+        """Starts to write `state` (step, params, optimizer); returns once the arrays are copied from the devices.
+
+        Raises:
+          OSError: where the disk is full, at this checkpoint or the one before. Older ones stand.
+        """
         if step in self._manager.all_steps():
             return
         items = {name: ocp.args.StandardSave(getattr(state, name)) for name in ("params", "optimizer")}
-        self._manager.save(step, args=ocp.args.Composite(**items))
+        with self._disk_errors():
+            self._manager.save(step, args=ocp.args.Composite(**items))
 
     def restore(self, step: int, state: Any) -> Any:
         """The state at `step`, laid out as the abstract `state` (`jax.ShapeDtypeStruct`s with shardings) says.
@@ -54,11 +60,28 @@ class Checkpoints:
         return type(state)(step=count, params=found["params"], optimizer=found["optimizer"])
 
     def wait(self) -> None:
-        """Until all that was saved is on disk."""
-        self._manager.wait_until_finished()
+        """Until all that was saved is on disk. Raises as `save`."""
+        with self._disk_errors():
+            self._manager.wait_until_finished()
+
+    @contextlib.contextmanager
+    def _disk_errors(self) -> Iterator[None]:
+        """A full disk comes out of Orbax as many an error, with a page of text."""
+        try:
+            yield
+        except Exception as error:
+            if "No space left" not in str(error):
+                raise
+            raise OSError(
+                errno.ENOSPC,
+                f"the disk of {self._directory} is full; the checkpoint of step {self.latest()} stands. Make room and "
+                "run the same command again, it goes on from there",
+            ) from None
 
     def close(self) -> None:
-        self._manager.close()
+        """Waits, and lets go of the directory. Raises as `save`."""
+        with self._disk_errors():
+            self._manager.close()
 
 
 def read_params(workdir: str, step: int | None = None) -> Any:

@@ -240,6 +240,22 @@ def test_a_damaged_checkpoint_is_said(tiny: Experiment, tmp_path: pathlib.Path) 
         train.run(tiny, str(tmp_path), quiet=True)
 
 
+def test_a_full_disk_is_said_and_the_last_checkpoint_stands(
+    tiny: Experiment, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error is the one that a full file system gave, shortened; it comes out while a checkpoint is written."""
+    train.run(tiny, str(tmp_path), stop_at=3, quiet=True)
+
+    def full(*_: object, **__: object) -> None:
+        raise ValueError("RESOURCE_EXHAUSTED: Failed to write 3067904 bytes to file 30: No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.ocp.CheckpointManager, "wait_until_finished", full)
+        with pytest.raises(OSError, match="is full; the checkpoint of step 3 stands"):
+            train.run(tiny, str(tmp_path), stop_at=4, quiet=True)
+    assert train.run(tiny, str(tmp_path), quiet=True)["done"]
+
+
 def test_clipping_by_shard_clips_each_part_by_itself(tiny: Experiment) -> None:
     """Two shards whose gradients are clipped to norm c and averaged: what the two halves give alone, averaged."""
     still = {"encoder.dropout": 0.0, "encoder.attention_dropout": 0.0, "optimizer.clip_norm": 0.01}
