@@ -230,16 +230,17 @@ def test_both_gelus_by_hand() -> None:
 
 
 def test_embeddings_by_hand() -> None:
-    config = Encoder(layers=1, hidden=2, heads=1, vocab_size=3, max_positions=4)
+    config = Encoder(layers=1, hidden=3, heads=1, vocab_size=3, max_positions=4)
     params = {
-        "word": jnp.array([[0.0, 0.0], [1.0, 0.0], [5.0, 0.0]]),
-        "position": jnp.array([[0.0, 0.0], [0.0, 2.0], [9.0, 9.0], [9.0, 9.0]]),
-        "segment": jnp.array([[0.0, 3.0], [1.0, 0.0]]),
-        "norm": {"scale": jnp.array([10.0, 10.0]), "bias": jnp.zeros(2)},
+        "word": jnp.array([[0.0, 0.0, 0.0], [1.0, 0.0, 0.0], [5.0, 0.0, 0.0]]),
+        "position": jnp.array([[0.0, 0.0, 0.0], [0.0, 2.0, 4.0], [9.0, 9.0, 0.0], [9.0, 9.0, 0.0]]),
+        "segment": jnp.array([[0.0, 3.0, 2.0], [1.0, 0.0, 0.0]]),
+        "norm": {"scale": jnp.full(3, 10.0), "bias": jnp.array([0.0, 0.0, 7.0])},
     }
-    tokens, segments = jnp.array([[1, 2]]), jnp.array([[0, 1]])  # sums: (1, 3) and (6, 2); normed: -+1 and +-1
+    tokens, segments = jnp.array([[1, 2]]), jnp.array([[0, 1]])  # sums: (1, 3, 2) and (6, 2, 4)
     x, table = Embeddings(config).apply({"params": params}, tokens, segments, train=False)
-    np.testing.assert_allclose(x, [[[-10.0, 10.0], [10.0, -10.0]]], rtol=1e-5)
+    unit = 10 * 1.5**0.5
+    np.testing.assert_allclose(x, [[[-unit, unit, 7.0], [unit, -unit, 7.0]]], rtol=1e-5)
     assert table is params["word"]
 
 
