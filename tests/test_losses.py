@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bert_jax.losses import accuracy, cross_entropy, mean, squared_error
+from bert_jax.losses import accuracy, cross_entropy, mean, pick, squared_error, vocabulary_accuracy
 
 LOGITS = jnp.log(jnp.array([[0.7, 0.2, 0.1], [0.25, 0.5, 0.25], [0.1, 0.1, 0.8]])) + 5.0  # a constant changes nothing
 TARGETS = jnp.array([0, 0, 2])
@@ -54,3 +54,20 @@ def test_pairs_add_over_parts_of_a_batch() -> None:
     whole = cross_entropy(LOGITS, TARGETS, WEIGHTS)
     parts = [cross_entropy(LOGITS[s], TARGETS[s], WEIGHTS[s]) for s in (slice(0, 1), slice(1, 3))]
     assert mean(jax.tree.map(lambda *x: sum(x), *parts)) == pytest.approx(float(mean(whole)), rel=1e-6)
+
+
+def test_accuracy_over_a_vocabulary_is_accuracy() -> None:
+    rng = np.random.default_rng(0)
+    logits = jnp.asarray(rng.normal(size=(4, 5, 50)), jnp.float32)
+    targets = jnp.where(jnp.asarray(rng.random((4, 5)) < 0.5), logits.argmax(-1), 7)
+    weights = jnp.asarray(rng.random((4, 5)), jnp.float32)
+    wanted = accuracy(logits, targets, weights)
+    np.testing.assert_allclose(vocabulary_accuracy(logits, targets, weights), wanted, rtol=1e-6)
+    assert 0 < wanted[0] < wanted[1]
+
+
+def test_the_gradient_of_a_picked_logit_is_one_hot() -> None:
+    logits = jnp.asarray(np.random.default_rng(0).normal(size=(3, 5)), jnp.float32)
+    targets = jnp.asarray([4, 0, 2])
+    gradient = jax.grad(lambda x: (pick(x, targets) * jnp.asarray([1.0, 2.0, 3.0])).sum())(logits)
+    np.testing.assert_array_equal(gradient, np.eye(5)[[4, 0, 2]] * [[1], [2], [3]])

@@ -83,7 +83,7 @@ class Pretrain(Task):
         following = (outputs["nsp_logits"], batch["next_sentence"], batch["weight"])
         return (
             {"mlm_loss": losses.cross_entropy(*masked), "nsp_loss": losses.cross_entropy(*following)},
-            {"mlm_accuracy": losses.accuracy(*masked), "nsp_accuracy": losses.accuracy(*following)},
+            {"mlm_accuracy": losses.vocabulary_accuracy(*masked), "nsp_accuracy": losses.accuracy(*following)},
         )
 
     def baselines(self, context: Context, length: int) -> dict[str, float]:
