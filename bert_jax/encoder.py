@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from bert_jax import config
 from bert_jax.config import require
@@ -18,7 +18,7 @@ from bert_jax.dropout import Dropout
 class Encoded(NamedTuple):
     """What the encoder gives its heads."""
 
-    hidden: Float[Array, "B T D"]
+    hidden: Float[Array, "B T D"]  # or [B, M, D], at M positions
     table: Float[Array, "V D"]  # the word embeddings, to which the masked LM's output is tied
     layers: Float[Array, "N B T D"] | None = None  # the embeddings' output and each layer's, N = L + 1
 
@@ -37,32 +37,58 @@ class Bert(nn.Module):
         *,
         train: bool = False,
         all_layers: bool = False,
+        at: Int[Array, "B M"] | None = None,
     ) -> Encoded:
         """Hidden states. `mask` is False on padding; `train` turns dropout on; `all_layers` keeps each layer's output.
 
+        `at` asks for the hidden states at those positions alone, [B, M, D]: the last layer then computes no others,
+        whose output would meet no loss.
+
         Raises:
-          ValueError: the sequence is longer than the positions the model has.
+          ValueError: the sequence is longer than the positions the model has, or `at` comes with `all_layers`.
         """
+        require(at is None or not all_layers, "all layers are given at all positions: leave out `at`")
         length, room = tokens.shape[1], self.config.max_positions
         require(length <= room, f"a sequence of {length} tokens exceeds the model's {room} positions (max_positions)")
         x, table = Embeddings(self.config, name="embeddings")(tokens, segments, train=train)
         # Added to the scores, as in the reference. In float32 it leaves padding a weight of exactly 0 beside any real
         # token, and a row that is all padding (it fills up a last batch) stays finite.
         bias = jnp.where(mask, 0.0, -10_000.0)[:, None, None, :]
-        scan = self.config.scan
-        layer = Layer
-        if self.config.remat == "layer":
-            layer = nn.remat(Layer, prevent_cse=not scan)  # a scan's body cannot be merged with its backward pass
-        layers = nn.scan(
-            layer,
-            variable_axes={"params": 0},
-            split_rngs={"params": True, "dropout": True},
-            in_axes=nn.broadcast,
-            length=self.config.layers,
-            unroll=1 if scan else self.config.layers,
-        )
-        hidden, outputs = layers(self.config, train, all_layers, name="layers")(x, bias)
+        layers = self.config.layers
+        layer = Layer(self.config, train, parent=None)
+        stacked = self.param("layers", self._init_layers, x, bias)
+        keys = jax.random.split(self.make_rng("dropout"), layers) if train else None
+
+        def one(x, params, key, at=None):
+            rngs = None if key is None else {"dropout": key}
+            return layer.apply({"params": params}, x, bias, at, rngs=rngs)
+
+        if self.config.remat == "layer":  # a scan's body cannot be merged with its backward pass
+            one = jax.checkpoint(one, prevent_cse=not self.config.scan)
+
+        def loop(x, params, keys, count):
+            def body(x, inputs):
+                x = one(x, *inputs)
+                return x, x if all_layers else None
+
+            return jax.lax.scan(body, x, (params, keys), count, unroll=1 if self.config.scan else max(1, count))
+
+        if at is None:
+            hidden, outputs = loop(x, stacked, keys, layers)
+        else:
+            # Cut by jnp.split, not by slices, whose gradients would be sums of padded arrays.
+            cut = jax.tree.map(lambda leaf: tuple(jnp.split(leaf, [layers - 1])), (stacked, keys))
+            first, last = jax.tree.transpose(jax.tree.structure((stacked, keys)), None, cut)
+            hidden, outputs = loop(x, first[0], first[1], layers - 1)
+            params, key = jax.tree.map(lambda leaf: leaf[0], last)
+            hidden = one(hidden, params, key, at)
         return Encoded(hidden, table, None if outputs is None else jnp.concatenate([x[None], outputs]))
+
+    def _init_layers(self, key: Key[Array, ""], x: Float[Array, "B T D"], bias: Float[Array, "B 1 1 T"]) -> Any:
+        """The parameters of all layers, stacked along a leading axis."""
+        layer = Layer(self.config, train=False, parent=None)
+        keys = jax.random.split(key, self.config.layers)
+        return jax.vmap(lambda key: layer.init(key, x, bias)["params"])(keys)
 
 
 class Embeddings(nn.Module):
@@ -86,24 +112,23 @@ class Embeddings(nn.Module):
 
 
 class Layer(nn.Module):
-    """Attention and feed-forward, each: dropout, residual sum, LayerNorm. The signature is that of a scan's body."""
+    """Attention and feed-forward, each: dropout, residual sum, LayerNorm. With `at`, at those positions alone."""
 
     config: config.Encoder
     train: bool
-    keep_output: bool = False
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B T D"], bias: Float[Array, "B 1 1 T"]
-    ) -> tuple[Float[Array, "B T D"], Float[Array, "B T D"] | None]:
+        self, x: Float[Array, "B T D"], bias: Float[Array, "B 1 1 T"], at: Int[Array, "B M"] | None = None
+    ) -> Float[Array, "B N D"]:
         c = self.config
         drop = functools.partial(Dropout, c.dropout, c.dropout_rng)
-        y = Attention(c, name="attention")(x, bias, train=self.train)
+        y = Attention(c, name="attention")(x, bias, at, train=self.train)
+        x = x if at is None else jnp.take_along_axis(x, at[:, :, None], axis=1)
         x = LayerNorm(c, name="attention_norm")(x + drop(name="attention_dropout")(y, train=self.train))
         y = dense(c, c.feed_forward, "inner")(x)
         y = dense(c, c.hidden, "outer")(gelu(c, y))
-        x = LayerNorm(c, name="outer_norm")(x + drop(name="outer_dropout")(y, train=self.train))
-        return x, x if self.keep_output else None
+        return LayerNorm(c, name="outer_norm")(x + drop(name="outer_dropout")(y, train=self.train))
 
 
 class Attention(nn.Module):
@@ -117,17 +142,23 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B T D"], bias: Float[Array, "B 1 1 T"], *, train: bool
-    ) -> Float[Array, "B T D"]:
+        self,
+        x: Float[Array, "B T D"],
+        bias: Float[Array, "B 1 1 T"],
+        at: Int[Array, "B M"] | None = None,
+        *,
+        train: bool,
+    ) -> Float[Array, "B N D"]:
         c = self.config
         size = c.hidden // c.heads
         qkv = dense(c, 3 * c.hidden, "qkv")(x).reshape(*x.shape[:2], c.heads, 3, size)
         query, key, value = (part.squeeze(3) for part in jnp.split(qkv, 3, axis=3))
+        query = query if at is None else jnp.take_along_axis(query, at[:, :, None, None], axis=1)
         scores = jnp.einsum("bqhk,bthk->bhqt", query * size**-0.5, key, preferred_element_type=jnp.float32)
         probabilities = jax.nn.softmax(scores + bias).astype(x.dtype)
         probabilities = Dropout(c.attention_dropout, c.dropout_rng, name="dropout")(probabilities, train=train)
         mixed = jnp.einsum("bhqt,bthk->bqhk", probabilities, value)
-        return dense(c, c.hidden, "out")(mixed.reshape(x.shape))
+        return dense(c, c.hidden, "out")(mixed.reshape(*mixed.shape[:2], c.hidden))
 
 
 class LayerNorm(nn.Module):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from bert_jax import config
 from bert_jax.dropout import Dropout
@@ -17,7 +17,7 @@ class Pooler(nn.Module):
     config: config.Encoder
 
     @nn.compact
-    def __call__(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B D"]:
+    def __call__(self, hidden: Float[Array, "B N D"]) -> Float[Array, "B D"]:
         return jnp.tanh(dense(self.config, self.config.hidden, "dense")(hidden[:, 0]))
 
 
@@ -27,12 +27,9 @@ class MaskedLM(nn.Module):
     config: config.Encoder
 
     @nn.compact
-    def __call__(
-        self, hidden: Float[Array, "B T D"], positions: Int[Array, "B M"], table: Float[Array, "V D"]
-    ) -> Float[Array, "B M V"]:
+    def __call__(self, hidden: Float[Array, "B M D"], table: Float[Array, "V D"]) -> Float[Array, "B M V"]:
         c = self.config
-        x = jnp.take_along_axis(hidden, positions[:, :, None], axis=1)
-        x = LayerNorm(c, name="norm")(gelu(c, dense(c, c.hidden, "dense")(x)))
+        x = LayerNorm(c, name="norm")(gelu(c, dense(c, c.hidden, "dense")(hidden)))
         bias = self.param("bias", nn.initializers.zeros, (c.vocab_size,))
         logits = jnp.einsum("bmd,vd->bmv", x, table.astype(c.dtype), preferred_element_type=jnp.float32)
         return logits + bias[None, None, :]
@@ -70,10 +67,11 @@ class PreTraining(nn.Module):
     def __call__(self, batch: dict[str, Array], *, train: bool = False) -> dict[str, Array]:
         """`mlm_logits` [B, M, V] and `nsp_logits` [B, 2]."""
         c = self.config
-        encoded = Bert(c, name="encoder")(batch["tokens"], batch["segments"], batch["mask"], train=train)
+        read = jnp.pad(batch["positions"], ((0, 0), (1, 0)))  # [CLS], which stands at 0, and the predicted ones
+        encoded = Bert(c, name="encoder")(batch["tokens"], batch["segments"], batch["mask"], train=train, at=read)
         pooled = Pooler(c, name="pooler")(encoded.hidden)
         return {
-            "mlm_logits": MaskedLM(c, name="masked_lm")(encoded.hidden, batch["positions"], encoded.table),
+            "mlm_logits": MaskedLM(c, name="masked_lm")(encoded.hidden[:, 1:], encoded.table),
             "nsp_logits": NextSentence(c, name="next_sentence")(pooled),
         }
 
@@ -88,6 +86,7 @@ class Classification(nn.Module):
     def __call__(self, batch: dict[str, Array], *, train: bool = False) -> dict[str, Array]:
         """`logits` [B, C]."""
         c = self.config
-        encoded = Bert(c, name="encoder")(batch["tokens"], batch["segments"], batch["mask"], train=train)
+        read = jnp.zeros((batch["tokens"].shape[0], 1), jnp.int32)  # [CLS]
+        encoded = Bert(c, name="encoder")(batch["tokens"], batch["segments"], batch["mask"], train=train, at=read)
         pooled = Pooler(c, name="pooler")(encoded.hidden)
         return {"logits": Classifier(c, self.classes, name="classifier")(pooled, train=train)}

@@ -82,7 +82,7 @@ def test_each_real_token_reaches_each_other() -> None:
     x = jax.random.normal(jax.random.key(0), (1, 6, 16))
 
     def output(x: jax.Array) -> jax.Array:
-        return Layer(DRY, train=False).apply({"params": params}, x, bias)[0][0].sum(-1)
+        return Layer(DRY, train=False).apply({"params": params}, x, bias)[0].sum(-1)
 
     jacobian = jax.jit(jax.jacobian(output))(x)[:, 0]
     reach = np.abs(np.array(jacobian)).max(-1)
