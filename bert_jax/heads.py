@@ -1,4 +1,4 @@
-"""What stands on the encoder: the pre-training heads (paper, 3.1) and the classifier (4.1)."""
+"""What stands on the encoder: the pre-training heads (paper, 3.1), and those of fine-tuning (4.1 to 4.4 and 5.3)."""
 
 from __future__ import annotations
 
@@ -52,10 +52,20 @@ class Classifier(nn.Module):
     classes: int
 
     @nn.compact
-    def __call__(self, pooled: Float[Array, "B D"], *, train: bool = False) -> Float[Array, "B C"]:
+    def __call__(self, x: Float[Array, "*rows D"], *, train: bool = False) -> Float[Array, "*rows C"]:
         c = self.config
-        pooled = Dropout(c.dropout, c.dropout_rng, name="dropout")(pooled, train=train)
-        return dense(c, self.classes, "dense")(pooled).astype(jnp.float32)
+        x = Dropout(c.dropout, c.dropout_rng, name="dropout")(x, train=train)
+        return dense(c, self.classes, "dense")(x).astype(jnp.float32)
+
+
+class Span(nn.Module):
+    """One dense layer, without dropout as in the reference: float32 logits of an answer's start and end."""
+
+    config: config.Encoder
+
+    @nn.compact
+    def __call__(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T 2"]:
+        return dense(self.config, 2, "dense")(hidden).astype(jnp.float32)
 
 
 class PreTraining(nn.Module):
@@ -90,3 +100,47 @@ class Classification(nn.Module):
         encoded = Bert(c, name="encoder")(batch["tokens"], batch["segments"], batch["mask"], train=train, at=read)
         pooled = Pooler(c, name="pooler")(encoded.hidden)
         return {"logits": Classifier(c, self.classes, name="classifier")(pooled, train=train)}
+
+
+class Tagging(nn.Module):
+    """Encoder and a classifier on every token: named entities, parts of speech (paper, section 5.3)."""
+
+    config: config.Encoder
+    classes: int
+
+    @nn.compact
+    def __call__(self, batch: dict[str, Array], *, train: bool = False) -> dict[str, Array]:
+        """`logits` [B, T, C]."""
+        c = self.config
+        encoded = Bert(c, name="encoder")(batch["tokens"], batch["segments"], batch["mask"], train=train)
+        return {"logits": Classifier(c, self.classes, name="tagger")(encoded.hidden, train=train)}
+
+
+class SpanPrediction(nn.Module):
+    """Encoder and, for every token, two logits: that the answer starts there, that it ends there (paper, section 4.2)."""
+
+    config: config.Encoder
+
+    @nn.compact
+    def __call__(self, batch: dict[str, Array], *, train: bool = False) -> dict[str, Array]:
+        """`start_logits` and `end_logits` [B, T], float32, on padding too: decoding leaves it out."""
+        c = self.config
+        encoded = Bert(c, name="encoder")(batch["tokens"], batch["segments"], batch["mask"], train=train)
+        logits = Span(c, name="span")(encoded.hidden)
+        return {"start_logits": logits[..., 0], "end_logits": logits[..., 1]}
+
+
+class MultipleChoice(nn.Module):
+    """Encoder, pooler and a score for each of N choices, each read by itself (paper, section 4.4)."""
+
+    config: config.Encoder
+
+    @nn.compact
+    def __call__(self, batch: dict[str, Array], *, train: bool = False) -> dict[str, Array]:
+        """`logits` [B, N], from tokens, segments and mask [B, N, T]."""
+        c = self.config
+        flat = [batch[name].reshape(-1, batch[name].shape[-1]) for name in ("tokens", "segments", "mask")]
+        read = jnp.zeros((flat[0].shape[0], 1), jnp.int32)  # [CLS]
+        pooled = Pooler(c, name="pooler")(Bert(c, name="encoder")(*flat, train=train, at=read).hidden)
+        scores = Classifier(c, 1, name="choice")(pooled, train=train)
+        return {"logits": scores.reshape(batch["tokens"].shape[:2])}

@@ -59,6 +59,12 @@ PARAMETERS = {
     "next_sentence/dense/bias": ("classes",),
     "classifier/dense/kernel": ("embed", "classes"),
     "classifier/dense/bias": ("classes",),
+    "tagger/dense/kernel": ("embed", "classes"),
+    "tagger/dense/bias": ("classes",),
+    "span/dense/kernel": ("embed", "classes"),
+    "span/dense/bias": ("classes",),
+    "choice/dense/kernel": ("embed", "classes"),
+    "choice/dense/bias": ("classes",),
 }
 
 
