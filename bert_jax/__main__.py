@@ -71,7 +71,18 @@ def main(argv: Sequence[str], changes: dict[str, str]) -> int:
     return 0
 
 
+def use_huge_pages() -> None:
+    """Starts this Python anew with glibc told to ask for huge pages, which it reads at the start of a process alone.
+
+    On a CPU, each step's arrays are mapped anew: a Base step (8 x 128) takes 390,000 page faults, or with this 1,400.
+    """
+    if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
+        os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
+        os.execv(sys.executable, sys.orig_argv)
+
+
 if __name__ == "__main__":
+    use_huge_pages()
     try:
         arguments, overrides = split_flags(sys.argv)
     except ValueError as problem:

@@ -117,7 +117,7 @@ class Tagging(nn.Module):
 
 
 class SpanPrediction(nn.Module):
-    """Encoder and, for every token, two logits: that the answer starts there, that it ends there (paper, section 4.2)."""
+    """Encoder and two logits of every token: that the answer starts, that it ends there (paper, section 4.2)."""
 
     config: config.Encoder
 

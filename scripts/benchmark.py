@@ -4,13 +4,17 @@
     python scripts/benchmark.py --size=base --batch=8 --rounds=10
 
 A step is all of it: dropout, masked LM and next sentence, backward pass, clipping, Adam with decay; ours also makes the
-masks. The contenders take turns, round by round, so that whatever else the machine does hits all of them; the medians
-count. `--against` needs the Hugging Face packages: pip install torch "transformers<5".
+masks. The contenders, each in a process of its own, take turns round by round, so that whatever else the machine does
+hits all of them; the medians count. `--against` needs the Hugging Face packages: pip install torch "transformers<5".
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
+import multiprocessing
+import multiprocessing.connection
+import os
 import statistics
 import time
 import types
@@ -74,11 +78,12 @@ def ours(size: config.Encoder, batch: dict[str, np.ndarray]) -> Step:
     return run
 
 
-def pipeline(corpus: str, batch: int, length: int) -> Step:
-    """A batch of the corpus, from its number to arrays on the device: another one each time."""
+def pipeline(corpus: str, _: config.Encoder, batch: dict[str, np.ndarray]) -> Step:
+    """A batch of the corpus, as large as `batch`, from its number to arrays on the device: another one each time."""
+    rows, length = batch["tokens"].shape
     task = Pretrain(corpus=corpus, dupe_factor=1)
     source = task.source("train", length, Context(task.tokenizer()))
-    batches = data.Batches(source, batch, sharding.batch_sharding(sharding.make_mesh(config.Mesh())))
+    batches = data.Batches(source, rows, sharding.batch_sharding(sharding.make_mesh(config.Mesh())))
     numbers = itertools.count()
     return lambda: jax.block_until_ready(batches[next(numbers)])
 
@@ -183,19 +188,52 @@ def random_batch(batch: int, length: int, vocab_size: int) -> dict[str, np.ndarr
     }
 
 
-def take_turns(contenders: dict[str, Step], rounds: int, seconds: float) -> dict[str, list[float]]:
-    """Seconds per step of each contender, a number per round, after two steps to warm up."""
-    for step in contenders.values():
-        step(), step()
-    times: dict[str, list[float]] = {name: [] for name in contenders}
+def serve(connection: multiprocessing.connection.Connection, make: Callable[..., Step], asked: dict[str, Any]) -> None:
+    """A contender's process: sends the device's name, then answers the length of a turn with the seconds per step."""
+    layers, hidden = SIZES[asked["size"]]
+    size = config.Encoder(layers=layers, hidden=hidden, heads=hidden // 64, scan=jax.default_backend() == "tpu")
+    size = config.override(size, dict(change.split("=", 1) for change in asked["changes"]))
+    try:
+        step = make(size, random_batch(asked["batch"], asked["length"], size.vocab_size))
+    except ImportError as error:
+        connection.send(error)
+        return
+    step(), step()  # to warm up
+    connection.send(jax.devices()[0].device_kind)
+    while seconds := connection.recv():
+        start, steps = time.perf_counter(), 0
+        while steps == 0 or time.perf_counter() - start < seconds:
+            step()
+            steps += 1
+        connection.send((time.perf_counter() - start) / steps)
+
+
+def take_turns(
+    contenders: dict[str, Callable[..., Step]], asked: dict[str, Any], rounds: int, seconds: float
+) -> tuple[str, dict[str, list[float]]]:
+    """The device's name, and seconds per step of each contender, a number per round.
+
+    This process itself holds no device: on a TPU, no other could have it then.
+    """
+    context = multiprocessing.get_context("spawn")
+    connections, device = {}, ""
+    for name, make in contenders.items():
+        here, there = context.Pipe()
+        context.Process(target=serve, args=(there, make, asked), daemon=True).start()
+        there.close()
+        answer = here.recv()
+        if isinstance(answer, ImportError):
+            print(f'{name} is left out ({answer}): pip install torch "transformers<5"')
+        else:
+            connections[name], device = here, answer
+    times: dict[str, list[float]] = {name: [] for name in connections}
     for _ in range(rounds):
-        for name, step in contenders.items():
-            start, steps = time.perf_counter(), 0
-            while steps == 0 or time.perf_counter() - start < seconds:
-                step()
-                steps += 1
-            times[name].append((time.perf_counter() - start) / steps)
-    return times
+        for name, connection in connections.items():
+            connection.send(seconds)
+            times[name].append(connection.recv())
+    for connection in connections.values():
+        connection.send(0)
+    return device, times
 
 
 def main(argv: list[str]) -> None:
@@ -204,22 +242,15 @@ def main(argv: list[str]) -> None:
     unknown = set(FLAGS.against) - set(CONTENDERS)
     if unknown:
         raise app.UsageError(f"--against knows {', '.join(CONTENDERS)}, not {', '.join(sorted(unknown))}")
-    layers, hidden = SIZES[FLAGS.size]
-    size = config.Encoder(layers=layers, hidden=hidden, heads=hidden // 64, scan=jax.default_backend() == "tpu")
-    size = config.override(size, dict(change.split("=", 1) for change in FLAGS.set))
-    batch = random_batch(FLAGS.batch, FLAGS.length, size.vocab_size)
-    contenders = {"bert_jax": ours(size, batch)}
-    for name in FLAGS.against:
-        try:
-            contenders[name] = CONTENDERS[name](size, batch)
-        except ImportError as error:
-            print(f'{name} is left out ({error}): pip install torch "transformers<5"')
+    os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")  # for all, as python -m bert_jax has it
+    contenders = {"bert_jax": ours, **{name: CONTENDERS[name] for name in FLAGS.against}}
     if FLAGS.corpus:
-        contenders["pipeline"] = pipeline(FLAGS.corpus, FLAGS.batch, FLAGS.length)
-    times = take_turns(contenders, FLAGS.rounds, FLAGS.seconds)
+        contenders["pipeline"] = functools.partial(pipeline, FLAGS.corpus)
+    asked = {"size": FLAGS.size, "batch": FLAGS.batch, "length": FLAGS.length, "changes": FLAGS.set}
+    device, times = take_turns(contenders, asked, FLAGS.rounds, FLAGS.seconds)
 
     tokens = FLAGS.batch * FLAGS.length
-    print(f"{FLAGS.size}, {FLAGS.batch} x {FLAGS.length} on {jax.devices()[0].device_kind}, {FLAGS.rounds} rounds")
+    print(f"{FLAGS.size}, {FLAGS.batch} x {FLAGS.length} on {device}, {FLAGS.rounds} rounds")
     ours_median = statistics.median(times["bert_jax"])
     for name, seconds in times.items():
         median = statistics.median(seconds)

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from bert_jax import experiment
-from bert_jax.__main__ import split_flags
+from bert_jax.__main__ import split_flags, use_huge_pages
 from bert_jax.config import override
 from bert_jax.experiment import Experiment
 from tests.conftest import REPOSITORY
@@ -23,6 +23,19 @@ def test_overrides_are_taken_out_of_the_command_line() -> None:
     assert changes == {"encoder.layers": "2", "name": "x=y"}
     with pytest.raises(ValueError, match="needs a value"):
         split_flags(["prog", "--config.seed", "3"])
+
+
+def test_the_command_starts_anew_with_huge_pages_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    started = []
+    monkeypatch.setattr(os, "execv", lambda program, arguments: started.append((program, arguments)))
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    for _ in range(2):  # the second time stands for the new process: it has the variable
+        use_huge_pages()
+    assert started == [(sys.executable, sys.orig_argv)]
+    monkeypatch.setenv("GLIBC_TUNABLES", "a user's own")
+    use_huge_pages()
+    assert len(started) == 1
 
 
 def run(*flags: str, script: str = "") -> subprocess.CompletedProcess[str]:
