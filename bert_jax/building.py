@@ -106,10 +106,11 @@ class _Encoded(NamedTuple):
 
 def _encode(vocabulary: Tokenizer, dtype: np.dtype, document: Document) -> _Encoded:
     _end_with_parent()
-    sentences = [ids for sentence in text.sentences(document) if (ids := vocabulary.encode(sentence))]
+    paragraphs = text.paragraphs(document)
+    sentences = [ids for sentence in text.split(paragraphs) if (ids := vocabulary.encode(sentence))]
     lengths = np.fromiter(map(len, sentences), np.int64, len(sentences))
     tokens = np.fromiter(itertools.chain.from_iterable(sentences), dtype, int(lengths.sum()))
-    return _Encoded(tokens, lengths, len(document.text.encode(errors="replace")))
+    return _Encoded(tokens, lengths, len("\n".join(paragraphs).encode(errors="replace")))
 
 
 @functools.cache

@@ -6,15 +6,12 @@
 
 from __future__ import annotations
 
-import ast
 import bz2
 import collections
 import concurrent.futures
 import dataclasses
 import glob
 import gzip
-import importlib
-import inspect
 import io
 import itertools
 import json
@@ -24,10 +21,6 @@ import os
 import pathlib
 import re
 import signal
-import sys
-import sysconfig
-import tokenize
-import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, TypeVar
@@ -35,6 +28,7 @@ from typing import Any, Literal, TypeVar
 import sentencex
 import zstandard
 
+from bert_jax import docstrings
 from bert_jax.config import nearest, require
 
 T = TypeVar("T")
@@ -83,7 +77,16 @@ def sentences(document: Document) -> list[str]:
     `sentencex` splits, with its rules for English: in the 17 languages of FLORES, joined to one line each, 78 to 89% of
     the sentences come back whole (Thai, which does not mark their ends, has none). A quotation stays in its sentence.
     """
-    paragraphs = _prose(document) if document.kind == "python" else document.text.split("\n")
+    return split(paragraphs(document))
+
+
+def paragraphs(document: Document) -> list[str]:
+    """What there is to read in a document: its lines, or the English in a module's docstrings."""
+    return docstrings.prose(document.text) if document.kind == "python" else document.text.split("\n")
+
+
+def split(paragraphs: Iterable[str]) -> list[str]:
+    """The sentences of paragraphs, as `sentences` gives those of a document."""
     found = itertools.chain.from_iterable(map(_split, paragraphs))
     return [sentence.strip() for sentence in found if not sentence.isspace()]
 
@@ -333,141 +336,10 @@ def _tfds_rows(name: str, rows: Sequence[dict[str, Any]], field: str) -> Iterato
 
 # --- the documentation of Python and its packages
 
-_SKIPPED = {"__pycache__", "_vendor", "dist-packages", "site-packages", "test", "tests"}
-
 
 def _python_docs(source: str) -> Iterator[Document]:
-    packages = _packages()
-    wanted = [name for name in source.partition(":")[2].split(",") if name] or list(packages)
-    for name in wanted:
-        require(name in packages, f"{source}: no package {name!r} is installed: {nearest(name, packages)}")
-    return itertools.chain.from_iterable(_package(name, packages[name]) for name in wanted)
-
-
-def _packages() -> dict[str, list[pathlib.Path]]:
-    """The files and folders of each top-level package by its name; the standard library is one, "stdlib"."""
-    found: dict[str, list[pathlib.Path]] = {"stdlib": [pathlib.Path(sysconfig.get_path("stdlib"))]}
-    folders = [pathlib.Path(entry) for entry in sys.path]
-    for folder in folders:
-        if folder.name in ("site-packages", "dist-packages") and folder.is_dir():
-            for path in sorted(folder.iterdir()):
-                if path.suffix == ".py" or (path.is_dir() and path.name.isidentifier() and path.name not in _SKIPPED):
-                    found.setdefault(path.stem, []).append(path)
-    return {name: found[name] for name in sorted(found, key=lambda name: (name != "stdlib", name))}
-
-
-def _package(name: str, roots: list[pathlib.Path]) -> Iterator[Document]:
-    if name == "stdlib":
-        yield from _interpreter()
-    for root in roots:
-        base = root if name == "stdlib" else root.parent
-        for folder, below, files in os.walk(root) if root.is_dir() else [(str(root.parent), [], [root.name])]:
-            below[:] = sorted(set(below) - _SKIPPED)
-            for file in sorted(file for file in files if file.endswith(".py")):
-                path = pathlib.Path(folder, file)
-                try:
-                    with tokenize.open(path) as stream:
-                        code = stream.read()
-                except (SyntaxError, UnicodeDecodeError):  # a template, or a test of bad sources
-                    continue
-                if '"""' in code or "'''" in code:
-                    module = ".".join(path.relative_to(base).with_suffix("").parts).removesuffix(".__init__")
-                    yield Document(module, code, "python")
-
-
-def _interpreter() -> Iterator[Document]:
-    """What is in no source file: the help topics and the built-in modules, each as a module of bare docstrings."""
-    topics = importlib.import_module("pydoc_data.topics").topics
-    for topic in sorted(topics):
-        yield Document(f"help:{topic}", repr(topics[topic]), "python")
-    for name in sorted(name for name in sys.builtin_module_names if not name.startswith("_")):
-        module = importlib.import_module(name)
-        members = [module, *(value for _, value in sorted(vars(module).items()) if callable(value))]
-        inner = [value for member in members if isinstance(member, type) for _, value in sorted(vars(member).items())]
-        docs = [value.__doc__ for value in [*members, *inner] if isinstance(getattr(value, "__doc__", None), str)]
-        yield Document(name, "\n".join(map(repr, docs)), "python")
-
-
-def _prose(document: Document) -> list[str]:
-    """The paragraphs of English in a module's docstrings, each docstring once."""
-    try:
-        with warnings.catch_warnings(action="ignore"):  # of invalid escapes in other people's strings
-            body = ast.parse(document.text).body
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return []
-    docstrings = dict.fromkeys(map(inspect.cleandoc, _bare_strings(body)))
-    return [paragraph for docstring in docstrings for paragraph in _paragraphs(docstring)]
-
-
-def _bare_strings(body: Sequence[ast.AST]) -> Iterator[str]:
-    """Strings that are statements: the docstrings of everything, attributes too, in the order of the source."""
-    for node in body:
-        if isinstance(node, ast.Expr):
-            if isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
-                yield node.value.value
-        else:
-            for part in ("body", "orelse", "handlers", "finalbody", "cases"):
-                yield from _bare_strings(getattr(node, part, ()))
-
-
-_ROLE = re.compile(r":[a-z:]+:`~?([^`<]+)(?: <[^`]*>)?`")  # :func:`~numpy.sum`
-_MARKUP = re.compile(r"`+~?([^`<]+?)(?: <[^`]*>)?`+_{0,2}|\*\*([^*]+)\*\*")  # ``x``, `x`_, `text <url>`_, **x**
-_ITEM = re.compile(r"\s*(?:[-*+•]|\d+[.)]|\(?[a-z0-9]\))\s+|\s*:[a-z]+(?: [^:]+)?:\s+|\s*\*{0,2}\w+(?: \([^)]*\))?:\s+")
-_DECLARATION = re.compile(r"\s*[\w, *.]+ : \S")  # "x : array_like, optional", a type and no sentence
-_TABLE = re.compile(r"\S {3,}\S|[|+]\s*$|^\s*[|+]")
-_CODE = re.compile(r"^\s*(?:>>>|\.\.\.|\.\. |\$ |@|def |class |import |from \w+ import )")
-
-
-def _paragraphs(docstring: str) -> Iterator[str]:
-    """A clean docstring's paragraphs of English, each on one line: no examples, tables, rulers, types or headings."""
-    literal: int | None = None  # the indentation of the "::" whose block we are in
-    for block in re.split(r"\n\s*\n", docstring):
-        lines = [line for line in block.split("\n") if line.strip()]
-        if not lines:
-            continue
-        indent = _indent(lines[0])
-        if literal is not None and indent > literal:
-            continue
-        literal = indent if lines[-1].endswith("::") else None
-        if not any(_CODE.match(line) for line in lines):
-            yield from filter(_is_prose, map(_plain_text, _joined(lines)))
-
-
-def _indent(line: str) -> int:
-    return len(line) - len(line.lstrip())
-
-
-def _joined(lines: list[str]) -> Iterator[str]:
-    """Wrapped lines put together; an item of a list, a dedent and a ruler begin anew."""
-    held: list[str] = []
-    indent = 0
-    for line in lines:
-        ruler = not any(map(str.isalnum, line))
-        if ruler or _TABLE.search(line) or _DECLARATION.match(line):
-            if not ruler:
-                yield " ".join(held)
-            held = []  # what stands over a ruler is a heading
-        else:
-            if held and (_ITEM.match(line) or _indent(line) < indent):
-                yield " ".join(held)
-                held = []
-            held.append(_ITEM.sub("", line, count=1).strip() if _ITEM.match(line) else line.strip())
-            indent = _indent(line)
-    yield " ".join(held)
-
-
-def _plain_text(paragraph: str) -> str:
-    return _MARKUP.sub(lambda match: match[1] or match[2], _ROLE.sub(r"\1", paragraph)).replace("::", ":")
-
-
-def _is_prose(paragraph: str) -> bool:
-    """Five words or more, nearly all letters, and the end of a sentence."""
-    ordinary = sum(char.isalpha() or char == " " for char in paragraph)
-    return (
-        len(paragraph.split()) >= 5
-        and ordinary >= 0.85 * len(paragraph)
-        and paragraph.rstrip(")\"'").endswith((".", "?", "!", ":"))
-    )
+    wanted = [name for name in source.partition(":")[2].split(",") if name]
+    return (Document(name, code, "python") for name, code in docstrings.modules(wanted))
 
 
 # --- processes

@@ -86,6 +86,14 @@ def test_holds_the_sentences_in_order(source, vocabulary, tmp_path):
     assert "60" in corpus.describe(built)
 
 
+def test_of_a_module_its_prose_counts_as_text(vocabulary, tmp_path):
+    built = build(["python-docs:sentencex"], vocabulary, tmp_path / "corpus", workers=1)
+    modules = list(text.documents(["python-docs:sentencex"]))
+    prose = sum(len("\n".join(text.paragraphs(module)).encode()) for module in modules)
+    assert built.count("bytes") <= prose < sum(len(module.text) for module in modules)
+    assert built.count("bytes") > 2 * built.count("documents")
+
+
 def test_empty_sentences_and_documents_are_dropped(vocabulary, tmp_path):
     (tmp_path / "a.txt").write_text("cat.\n\u200b\ndog.\n\n\u200b\n\nthe.")
     built = build([str(tmp_path / "a.txt")], vocabulary, tmp_path / "corpus", workers=1)
