@@ -87,8 +87,8 @@ def test_holds_the_sentences_in_order(source, vocabulary, tmp_path):
 
 
 def test_of_a_module_its_prose_counts_as_text(vocabulary, tmp_path):
-    built = build(["python-docs:sentencex"], vocabulary, tmp_path / "corpus", workers=1)
-    modules = list(text.documents(["python-docs:sentencex"]))
+    built = build(["python-docs:absl"], vocabulary, tmp_path / "corpus", workers=1)
+    modules = list(text.documents(["python-docs:absl"]))
     prose = sum(len("\n".join(text.paragraphs(module)).encode()) for module in modules)
     assert built.count("bytes") <= prose < sum(len(module.text) for module in modules)
     assert built.count("bytes") > 2 * built.count("documents")
