@@ -108,8 +108,15 @@ def read_params(workdir: str, step: int | None = None) -> Any:
         raise ValueError(f"cannot read {directory / str(step)}: {_first_line(error)}") from error
 
 
+def write_params(workdir: str, params: Any, step: int = 0) -> None:
+    """Writes the checkpoint of parameters alone that `read_params` reads: weights to start from or to use."""
+    directory = epath.Path(workdir).absolute() / "checkpoints"
+    with ocp.CheckpointManager(directory) as manager:
+        manager.save(step, args=ocp.args.Composite(params=ocp.args.StandardSave(params)))
+
+
 def initialise(params: Any, source: Any, *, task: Task, name: str) -> Any:
-    """`params` with the values of `source` (a tree of host arrays), laid out as `params` are.
+    """`params` with the values of `source` (a tree of what `np.asarray` takes), laid out as `params` are.
 
     What `task` calls fresh keeps its own initial values, what it calls optional does so where `source` lacks it, and
     what it calls unused may be left over; all else must be there on both sides, in the same shape. `name` is where
@@ -139,7 +146,7 @@ def initialise(params: Any, source: Any, *, task: Task, name: str) -> Any:
         path = path_of(keys)
         if path.split("/")[0] in skipped:
             return leaf
-        return jax.device_put(given[path].astype(leaf.dtype), leaf.sharding)
+        return jax.device_put(np.asarray(given[path], leaf.dtype), leaf.sharding)
 
     return jax.tree_util.tree_map_with_path(fill, params)
 

@@ -40,6 +40,7 @@ class Encoder:
     heads: int = 12
     feed_forward: int = 0  # width of the inner layer; 0 means 4 * hidden, as everywhere in the paper
     vocab_size: int = 30522
+    vocab_multiple: int = 1  # the tables' rows are padded to a multiple of it (`vocab_rows`), to suit a chip or a mesh
     max_positions: int = 512
     segments: int = 2
     dropout: float = 0.1
@@ -56,7 +57,8 @@ class Encoder:
         if self.feed_forward == 0:
             object.__setattr__(self, "feed_forward", 4 * self.hidden)
         _positive(layers=self.layers, hidden=self.hidden, heads=self.heads, feed_forward=self.feed_forward)
-        _positive(vocab_size=self.vocab_size, max_positions=self.max_positions, segments=self.segments)
+        _positive(vocab_size=self.vocab_size, vocab_multiple=self.vocab_multiple)
+        _positive(max_positions=self.max_positions, segments=self.segments)
         _positive(layer_norm_eps=self.layer_norm_eps, init_stddev=self.init_stddev)
         _probability("dropout", self.dropout)
         _probability("attention_dropout", self.attention_dropout)
@@ -64,6 +66,11 @@ class Encoder:
             self.hidden % self.heads == 0,
             f"hidden must be a multiple of heads, not {self.hidden} over {self.heads} heads",
         )
+
+    @property
+    def vocab_rows(self) -> int:
+        """V, the rows of the word embeddings: `vocab_size` and what pads it."""
+        return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -101,7 +102,7 @@ class Embeddings(nn.Module):
         self, tokens: Int[Array, "B T"], segments: Int[Array, "B T"], *, train: bool
     ) -> tuple[Float[Array, "B T D"], Float[Array, "V D"]]:
         c = self.config
-        word = self.param("word", kernel_init(c), (c.vocab_size, c.hidden))
+        word = self.param("word", word_init(c), (c.vocab_rows, c.hidden))
         position = self.param("position", kernel_init(c), (c.max_positions, c.hidden))
         segment = self.param("segment", kernel_init(c), (c.segments, c.hidden))
         # A product with one-hot rows: its gradient is a product too, where a look-up's scatters all B*T rows onto two.
@@ -192,3 +193,13 @@ def dense(config: config.Encoder, features: int, name: str) -> nn.Dense:
 def kernel_init(config: config.Encoder) -> jax.nn.initializers.Initializer:
     """A normal distribution of standard deviation `init_stddev`, cut at two sigma (what is left has 0.88 of it)."""
     return nn.initializers.truncated_normal(config.init_stddev)
+
+
+def word_init(config: config.Encoder) -> Callable[..., Float[Array, "V D"]]:
+    """`kernel_init` for the words, the same whatever `vocab_multiple` is; the rows that pad the table are 0."""
+
+    def init(key: Key[Array, ""], shape: tuple[int, ...], dtype: Any = jnp.float32) -> Float[Array, "V D"]:
+        words = kernel_init(config)(key, (config.vocab_size, shape[1]), dtype)
+        return jnp.pad(words, ((0, shape[0] - config.vocab_size), (0, 0)))
+
+    return init

@@ -9,7 +9,7 @@ import pathlib
 import runpy
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from etils import epath
 
@@ -18,6 +18,10 @@ from bert_jax.config import require
 from bert_jax.tasks.base import Task
 from bert_jax.tasks.classify import Classify
 from bert_jax.tasks.pretrain import Pretrain
+
+# How position embeddings are made of those of weights that have another number of them. "same": not at all. Fewer:
+# "cut" leaves out the last. More: "fresh" adds random ones, "tile" begins again with the first, "interpolate" spreads.
+Positions: TypeAlias = Literal["same", "cut", "fresh", "tile", "interpolate"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +36,10 @@ class Experiment:
     mesh: config.Mesh = config.Mesh()
     every: config.Every = config.Every()
     vocab: str = ""  # vocab.txt, a SentencePiece model or a directory with one; "": that of the corpus or of init_from
-    init_from: str = ""  # the workdir of another run, whose weights, vocabulary and encoder this one starts from
+    init_from: str = (
+        ""  # weights to start from, with vocabulary and encoder: a workdir, a Hugging Face or TF1 directory
+    )
+    init_positions: Positions = "same"  # what becomes of their positions where encoder.max_positions is another
     random_init: bool = False  # take init_from's vocabulary and encoder, but not its weights: the control of a study
     seed: int = 0
 
@@ -94,12 +101,26 @@ def read_config(workdir: str) -> Experiment:
     """
     path = epath.Path(workdir) / "config.json"
     require(path.exists(), f"{workdir} is no workdir of a run: it has no config.json")
+    values = read_json(path)
+    require(values.get("is") == Experiment.__name__, f"{path} is not that of a run's workdir")
     try:
-        return config.from_dict(json.loads(path.read_text()), kinds())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is damaged, it is no JSON: {error}") from None
+        return config.from_dict(values, kinds())
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+
+
+def read_json(path: epath.Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+      ValueError: where it holds none.
+    """
+    try:
+        values = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged, it is no JSON: {error}") from None
+    require(isinstance(values, dict), f"{path} is damaged: a JSON object is expected")
+    return values
 
 
 def record(experiment: Experiment, workdir: str) -> None:

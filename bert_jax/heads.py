@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -30,9 +33,13 @@ class MaskedLM(nn.Module):
     def __call__(self, hidden: Float[Array, "B M D"], table: Float[Array, "V D"]) -> Float[Array, "B M V"]:
         c = self.config
         x = LayerNorm(c, name="norm")(gelu(c, dense(c, c.hidden, "dense")(hidden)))
-        bias = self.param("bias", nn.initializers.zeros, (c.vocab_size,))
+        bias = self.param("bias", nn.initializers.zeros, (c.vocab_rows,))
         logits = jnp.einsum("bmd,vd->bmv", x, table.astype(c.dtype), preferred_element_type=jnp.float32)
-        return logits + bias[None, None, :]
+        logits = logits + bias[None, None, :]
+        if c.vocab_rows == c.vocab_size:
+            return logits
+        # Rows that pad the table are no words: so low a logit is never the greatest, and its exponential is exactly 0.
+        return jnp.where(jnp.arange(c.vocab_rows)[None, None, :] < c.vocab_size, logits, -1e9)
 
 
 class NextSentence(nn.Module):
@@ -72,18 +79,18 @@ class PreTraining(nn.Module):
     """Encoder, masked LM and next sentence, on a batch that `masking.corrupt` went through."""
 
     config: config.Encoder
+    next_sentence: bool = True  # some published models have no such head, and no pooler
 
     @nn.compact
     def __call__(self, batch: dict[str, Array], *, train: bool = False) -> dict[str, Array]:
-        """`mlm_logits` [B, M, V] and `nsp_logits` [B, 2]."""
+        """`mlm_logits` [B, M, V] and, with `next_sentence`, `nsp_logits` [B, 2]."""
         c = self.config
         read = jnp.pad(batch["positions"], ((0, 0), (1, 0)))  # [CLS], which stands at 0, and the predicted ones
         encoded = Bert(c, name="encoder")(batch["tokens"], batch["segments"], batch["mask"], train=train, at=read)
-        pooled = Pooler(c, name="pooler")(encoded.hidden)
-        return {
-            "mlm_logits": MaskedLM(c, name="masked_lm")(encoded.hidden[:, 1:], encoded.table),
-            "nsp_logits": NextSentence(c, name="next_sentence")(pooled),
-        }
+        outputs = {"mlm_logits": MaskedLM(c, name="masked_lm")(encoded.hidden[:, 1:], encoded.table)}
+        if self.next_sentence:
+            outputs["nsp_logits"] = NextSentence(c, name="next_sentence")(Pooler(c, name="pooler")(encoded.hidden))
+        return outputs
 
 
 class Classification(nn.Module):
@@ -144,3 +151,21 @@ class MultipleChoice(nn.Module):
         pooled = Pooler(c, name="pooler")(Bert(c, name="encoder")(*flat, train=train, at=read).hidden)
         scores = Classifier(c, 1, name="choice")(pooled, train=train)
         return {"logits": scores.reshape(batch["tokens"].shape[:2])}
+
+
+def module_of(config: config.Encoder, params: Mapping[str, Any]) -> nn.Module | None:
+    """The module that these parameters belong to, by the names of its heads; None for an encoder without a head."""
+    classes = {
+        name: head["dense"]["bias"].shape[0] for name, head in params.items() if name in ("classifier", "tagger")
+    }
+    if "classifier" in params:
+        return Classification(config, classes["classifier"])
+    if "tagger" in params:
+        return Tagging(config, classes["tagger"])
+    if "span" in params:
+        return SpanPrediction(config)
+    if "choice" in params:
+        return MultipleChoice(config)
+    if "masked_lm" in params:
+        return PreTraining(config, next_sentence="next_sentence" in params)
+    return None

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from etils import epath
 
-from bert_jax import checkpoint, config, encoder, experiment, tokenizer
+from bert_jax import config, encoder, heads, pretrained, tokenizer
 from bert_jax.config import require
 from bert_jax.experiment import Experiment
 from bert_jax.tasks.classify import Classify, pack
@@ -50,7 +49,8 @@ class Model:
         self.config: config.Encoder = exp.encoder
         self._bert = encoder.Bert(self.config)
         self._encode = jax.jit(functools.partial(self._bert.apply, all_layers=True))
-        self._heads = jax.jit(functools.partial(exp.task.module(self.config).apply, train=False))
+        module = heads.module_of(self.config, params)
+        self._heads = jax.jit(functools.partial(module.apply, train=False)) if module else None
 
     def encode(self, texts: str | Sequence[str | tuple[str, str]], batch_size: int = 32) -> Hidden:
         """Hidden states of each text, or pair of texts, with [CLS] and [SEP]; too long ones are cut.
@@ -69,6 +69,18 @@ class Model:
             self.tokenizer.pieces(row[mask].tolist()) for row, mask in zip(batch["tokens"], batch["mask"], strict=True)
         ]
         return Hidden(layers[-1], layers, batch["mask"], pieces)
+
+    def outputs(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """What the heads give on a batch, by name, such as `logits`: see the modules in heads.py.
+
+        `batch` holds tokens, segments and mask [B, T] (of a choice [B, N, T]), for a masked LM also positions [B, M].
+
+        Raises:
+          ValueError: the model is an encoder without a head.
+        """
+        require(self._heads is not None, f"this model has no head: its parts are {', '.join(self.params)}")
+        assert self._heads is not None
+        return {name: np.asarray(array) for name, array in self._heads({"params": self.params}, dict(batch)).items()}
 
     def fill_mask(self, text: str, top: int = 5) -> list[Filling]:
         """The most probable pieces for the [MASK] in `text`, best first.
@@ -95,7 +107,7 @@ class Model:
             "mask": np.arange(length)[None] < len(ids),
             "positions": np.asarray([[len(before) + 1]], np.int32),
         }
-        logits = self._heads({"params": self.params}, batch)["mlm_logits"][0, 0, : self.tokenizer.vocab_size]
+        logits = self.outputs(batch)["mlm_logits"][0, 0, : self.tokenizer.vocab_size]
         chances = np.asarray(jax.nn.softmax(logits))
         return [
             Filling(
@@ -116,10 +128,7 @@ class Model:
         require(isinstance(task, Classify), "this model has no classifier: load the workdir of a fine-tuning run")
         assert isinstance(task, Classify)
         rows = _rows(texts)
-        logits = [
-            np.asarray(self._heads({"params": self.params}, part)["logits"])
-            for part in _parts(self._pack(rows), batch_size)
-        ]
+        logits = [self.outputs(part)["logits"] for part in _parts(self._pack(rows), batch_size)]
         chances = np.asarray(jax.nn.softmax(jnp.asarray(np.concatenate(logits)[: len(rows)])))
         return [
             Prediction(task.labels[int(row.argmax())], dict(zip(task.labels, map(float, row), strict=True)))
@@ -132,24 +141,21 @@ class Model:
 
 
 def load(directory: str) -> Model:
-    """The model of a run's workdir, from its last checkpoint.
+    """The model in a run's workdir (its last checkpoint), a Hugging Face directory or a TF1 checkpoint's.
 
     Raises:
-      ValueError: where the directory is no workdir, holds no checkpoint, or its parts do not fit each other.
+      ValueError: where the directory is none of these, holds no weights, or its parts do not fit each other.
 
     Example:
       >>> bert_jax.load("run").fill_mask("the capital of france is [MASK].")   # doctest: +SKIP
     """
-    exp = experiment.read_config(directory)
-    vocabulary = tokenizer.load(str(epath.Path(directory) / "tokenizer"))
-    assert exp.encoder is not None
-    params = checkpoint.read_params(directory)
-    rows = params["encoder"]["embeddings"]["word"].shape[0]
-    require(
-        rows == exp.encoder.vocab_size,
-        f"{directory}: config.json says {exp.encoder.vocab_size} embeddings, the checkpoint holds {rows}",
-    )
-    return Model(exp, jax.tree.map(jnp.asarray, params), vocabulary)
+    source = pretrained.open(directory)
+    require(source.tokenizer is not None, f"{directory} holds no tokenizer: put the vocab.txt of its weights there")
+    assert source.tokenizer is not None
+    params = source.params()
+    # Array by array: what is on the device needs no copy on the host.
+    params = jax.tree.map(lambda leaf: jax.block_until_ready(jnp.asarray(np.asarray(leaf))), params)
+    return Model(source.experiment, params, source.tokenizer)
 
 
 def _rows(texts: str | Sequence[str | tuple[str, str]]) -> list[tuple[str, ...]]:

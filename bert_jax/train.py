@@ -24,7 +24,7 @@ import optax
 from etils import epath
 from jax.experimental import multihost_utils
 
-from bert_jax import checkpoint, config, data, experiment, losses, metrics, optimizer, sharding, tokenizer
+from bert_jax import checkpoint, config, data, experiment, losses, metrics, optimizer, pretrained, sharding, tokenizer
 from bert_jax.config import require
 from bert_jax.experiment import Experiment
 from bert_jax.tasks.base import Batch, Context, Pair
@@ -179,13 +179,17 @@ def resolve(exp: Experiment, workdir: str = "") -> Experiment:
     )
     if exp.init_from == "":
         return exp
-    source = experiment.read_config(exp.init_from).encoder
+    source = pretrained.open(exp.init_from).encoder
     if exp.encoder is None:
         return dataclasses.replace(exp, encoder=source)
-    free = ("dropout", "attention_dropout", "dropout_rng", "dtype", "scan", "remat", "init_stddev")
+    free = ["dropout", "attention_dropout", "dropout_rng", "dtype", "scan", "remat", "init_stddev", "vocab_multiple"]
+    free += ["max_positions"] if exp.init_positions != "same" else []
     changed = config.differences(config.to_dict(source), config.to_dict(exp.encoder))
     changed = [line for line in changed if line.split(":")[0] not in free]
-    require(not changed, f"the encoder differs from init_from={exp.init_from} (there, here): " + "; ".join(changed))
+    hint = "; --config.init_positions says what shall become of the positions" if "max_pos" in str(changed) else ""
+    require(
+        not changed, f"the encoder differs from init_from={exp.init_from} (there, here): {'; '.join(changed)}{hint}"
+    )
     return exp
 
 
@@ -196,9 +200,12 @@ def find_tokenizer(exp: Experiment, workdir: str = "") -> Tokenizer:
       ValueError: where there is none, two differ, or it has more tokens than the encoder has embeddings.
     """
     found = {}
-    for name, directory in (("the workdir", workdir), ("init_from", exp.init_from)):
-        if directory and (epath.Path(directory) / "tokenizer").exists():
-            found[name] = tokenizer.load(str(epath.Path(directory) / "tokenizer"))
+    if workdir and (epath.Path(workdir) / "tokenizer").exists():
+        found["the workdir"] = tokenizer.load(str(epath.Path(workdir) / "tokenizer"))
+    if exp.init_from and epath.Path(exp.init_from).exists():  # a run that goes on may have lost it
+        source = pretrained.open(exp.init_from).tokenizer
+        if source is not None:
+            found["init_from"] = source
     if exp.vocab:
         found["vocab"] = tokenizer.load(exp.vocab)
     bound = exp.task.tokenizer()
@@ -241,7 +248,7 @@ def initial_state(exp: Experiment, program: Program, checkpoints: checkpoint.Che
     state = program.init()
     if exp.init_from == "" or exp.random_init:
         return state, "starts from random weights"
-    source = checkpoint.read_params(exp.init_from)
+    source = pretrained.open(exp.init_from).params(exp.encoder, exp.init_positions, exp.seed)
     params = checkpoint.initialise(state.params, source, task=exp.task, name=exp.init_from)
     return state._replace(params=params), f"starts from the weights of {exp.init_from}"
 

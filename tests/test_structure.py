@@ -13,7 +13,7 @@ PACKAGE = REPOSITORY / "bert_jax"
 def order() -> list[str]:
     """The rooms in the order of WORKSPACE.md's map."""
     text = (REPOSITORY / "WORKSPACE.md").read_text()
-    return re.findall(r"^ {4}([a-z_/]+\.py) ", text, flags=re.MULTILINE)
+    return re.findall(r"^ {4}([a-z0-9_/]+\.py) ", text, flags=re.MULTILINE)
 
 
 def rooms() -> list[str]:

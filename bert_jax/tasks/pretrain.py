@@ -28,7 +28,7 @@ class Pretrain(Task):
     heldout: float = 0.005  # share of the documents that are kept for validation
     masking: config.Masking = config.Masking()
 
-    optional: ClassVar[tuple[str, ...]] = ("masked_lm", "next_sentence")
+    optional: ClassVar[tuple[str, ...]] = ("pooler", "masked_lm", "next_sentence")
     unused: ClassVar[tuple[str, ...]] = ("classifier",)
 
     def __post_init__(self) -> None:

@@ -1,0 +1,125 @@
+"""Weights from one form to another: a run's workdir, a Hugging Face directory, a TF1 checkpoint."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import tempfile
+from typing import Any, Literal, get_args
+
+from bert_jax import checkpoint, config, corpus, experiment, pretrained
+from bert_jax.config import nearest, require
+from bert_jax.pretrained import Pretrained
+from bert_jax.tokenizer import Tokenizer
+from bert_jax.weights import huggingface, tf1
+
+Form = Literal["workdir", "huggingface", "tf1"]
+
+
+def convert(source: str, destination: str, to: str | None = None) -> str:
+    """Writes the weights in `source`, of whatever form, to the new directory `destination`; returns the form written.
+
+    Without `to`, a workdir becomes a Hugging Face directory, and anything else a workdir. Heads, vocabulary and casing
+    go along, and the weights are the same, bit for bit. The directory gets its name once it is complete.
+
+    Raises:
+      ValueError: where `destination` exists, `source` cannot be read, or the form has no place for what is in it.
+    """
+    target = pathlib.Path(destination).absolute()
+    require(to is None or to in get_args(Form), f"no form {to!r}: {nearest(str(to), get_args(Form))}")
+    require(not target.exists(), f"{destination} exists: name a new directory, or remove it first")
+    found = pretrained.open(source)
+    to = to or ("huggingface" if found.origin == "workdir" else "workdir")
+    require(found.tokenizer is not None, f"{source} holds no tokenizer: put the vocab.txt of its weights there")
+    assert found.tokenizer is not None
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as temporary:
+        made = pathlib.Path(temporary) / target.name
+        made.mkdir()
+        _write(found, found.tokenizer, made, to)
+        made.rename(target)
+    return to
+
+
+def _write(found: Pretrained, vocabulary: Tokenizer, folder: pathlib.Path, to: str) -> None:
+    labels = tuple(getattr(found.task, "labels", ()))
+    if to == "workdir":
+        experiment.record(found.experiment, str(folder))
+        vocabulary.save(folder / "tokenizer")
+        checkpoint.write_params(str(folder), found.params())
+        return
+    # The padding of the vocabulary is ours: elsewhere a table has as many rows as there are words.
+    encoder = config.override(found.encoder, {"vocab_multiple": 1})
+    params = found.params(encoder)
+    if to == "tf1":
+        tf1.write(folder, params, encoder, vocabulary, labels)
+        return
+    architecture = huggingface.write(folder, params, encoder, vocabulary, labels)
+    (folder / "README.md").write_text(card(found, architecture), encoding="utf-8")
+
+
+_CARD = """---
+library_name: transformers
+tags:
+- bert
+- bert_jax
+---
+
+# {name}
+
+A BERT of {layers} layers, hidden size {hidden}, {heads} heads and {vocab_size:,} embeddings, as `{architecture}`.
+
+    from transformers import AutoTokenizer, {architecture}
+    tokenizer = AutoTokenizer.from_pretrained(DIRECTORY)
+    model = {architecture}.from_pretrained(DIRECTORY)
+
+or with bert_jax: `bert_jax.load(DIRECTORY)`, and as a start of other runs `--config.init_from=DIRECTORY`.
+"""
+
+_TRAINING = """
+## Data
+
+{data}
+
+## Results
+
+{results}
+
+## Training
+
+    python -m bert_jax --config=EXPERIMENT.py --workdir=RUN
+    python scripts/convert.py RUN DIRECTORY
+
+EXPERIMENT.py defines this experiment:
+
+```json
+{experiment}
+```
+"""
+
+
+def card(found: Pretrained, architecture: str) -> str:
+    """The model card of a Hugging Face directory: what the model is, how to use it; of a run, how it was made."""
+    sizes = {name: getattr(found.encoder, name) for name in ("layers", "hidden", "heads", "vocab_size")}
+    text = _CARD.format(name=found.experiment.name, architecture=architecture, **sizes)
+    if found.origin != "workdir":
+        return text
+    result = pathlib.Path(found.directory) / "result.json"
+    scores = json.loads(result.read_text()) if result.exists() else {}
+    return text + _TRAINING.format(
+        data="\n".join(f"- {line}" for line in _data(found.experiment.task)),
+        results="\n".join(f"- {name}: {value}" for name, value in scores.items()) or "The run was not finished.",
+        experiment=json.dumps(config.to_dict(found.experiment), indent=1, ensure_ascii=False),
+    )
+
+
+def _data(task: Any) -> list[str]:
+    """What the task was trained on, by its fields; of a corpus that is still there, what it holds."""
+    named = [(name, getattr(task, name)) for name in ("corpus", "train", "dev") if getattr(task, name, "")]
+    lines = [f"{name}: `{value}`" for name, value in named]
+    manifest = pathlib.Path(getattr(task, "corpus", "")) / corpus.MANIFEST
+    if manifest.exists():
+        known = corpus.read_json(manifest)
+        lines += [f"source: {source['name']}" for source in known["sources"]]
+        lines += [f"{name}: {known['counts'][name]:,}" for name in ("documents", "sentences", "tokens")]
+    return lines

