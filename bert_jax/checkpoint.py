@@ -110,8 +110,8 @@ def read_params(workdir: str, step: int | None = None) -> Any:
 
 def write_params(workdir: str, params: Any, step: int = 0) -> None:
     """Writes the checkpoint of parameters alone that `read_params` reads: weights to start from or to use."""
-    directory = epath.Path(workdir).absolute() / "checkpoints"
-    with ocp.CheckpointManager(directory) as manager:
+    params = jax.tree.map(np.asarray, params)  # what cannot be read is found before anything is written
+    with ocp.CheckpointManager(epath.Path(workdir).absolute() / "checkpoints") as manager:
         manager.save(step, args=ocp.args.Composite(params=ocp.args.StandardSave(params)))
 
 

@@ -3,6 +3,8 @@
 import functools
 import json
 import pathlib
+import sys
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -29,6 +31,8 @@ HEADS = {  # the modules that the classes of `transformers` have beside the enco
 }
 TINY = config.Encoder(layers=2, hidden=16, heads=2, feed_forward=24, vocab_size=40, max_positions=12)
 
+Change = Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
+
 
 def vocabulary(size: int) -> tokenizer.WordPiece:
     words = ["the", "cat", "##s", "sat", ".", ",", "on", "é", "中", "##ing"]
@@ -37,7 +41,6 @@ def vocabulary(size: int) -> tokenizer.WordPiece:
 
 def random_params(size: config.Encoder, modules: tuple[str, ...], classes: int = 3) -> dict[str, Any]:
     """Parameters of our names, every one of them random."""
-    rng = np.random.default_rng(0)
     sizes = {"V": size.vocab_size, "D": size.hidden, "F": size.feed_forward, "P": size.max_positions, "C": classes}
     tree: dict[str, Any] = {}
     for path in names.PARAMETERS:
@@ -46,6 +49,7 @@ def random_params(size: config.Encoder, modules: tuple[str, ...], classes: int =
             for part in path.split("/")[:-1]:
                 node = node.setdefault(part, {})
             shape = names._shape(path, {**sizes, "S": size.segments}, size.layers)
+            rng = np.random.default_rng(zlib.crc32(path.encode()))
             node[path.split("/")[-1]] = rng.normal(path.endswith("scale"), 0.2, shape).astype(np.float32)
     return tree
 
@@ -396,7 +400,7 @@ def test_a_sentencepiece_model_cannot_be_written(tmp_path: pathlib.Path) -> None
 # Other spellings.
 
 
-def rewrite(folder: pathlib.Path, change: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]) -> None:
+def rewrite(folder: pathlib.Path, change: Change) -> None:
     """Changes the tensors of a directory."""
     file = folder / "model.safetensors"
     safetensors.numpy.save_file(change(safetensors.numpy.load_file(file)), file)
@@ -517,7 +521,7 @@ def test_a_config_that_lies(values: dict[str, Any], said: str, tmp_path: pathlib
         pretrained.open(str(tmp_path))
 
 
-def without(name: str) -> Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]:
+def without(name: str) -> Change:
     return lambda tensors: {key: array for key, array in tensors.items() if key != name}
 
 
@@ -572,4 +576,135 @@ def test_no_weights_no_json_and_nothing_at_all(tmp_path: pathlib.Path) -> None:
     with pytest.raises(ValueError, match=r"config.json is damaged, it is no JSON"):
         pretrained.open(str(folder))
     with pytest.raises(ValueError, match=r"neither config.json .* nor bert_config.json"):
+        pretrained.open(str(tmp_path))
+
+
+# TF1 checkpoints.
+
+
+@pytest.fixture(scope="module")
+def tensorflow() -> Any:
+    return pytest.importorskip("tensorflow")
+
+
+def checkpoint(folder: pathlib.Path, modules: tuple[str, ...], size: config.Encoder = TINY) -> pathlib.Path:
+    """A TF1 directory with random weights."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tf1.write(
+        folder, random_params(size, modules), size, vocabulary(40), ("a", "b", "c") if "tagger" in modules else ()
+    )
+    return folder
+
+
+@pytest.mark.parametrize("gelu", ["erf", "tanh"])
+@pytest.mark.parametrize("modules", list(HEADS.values())[1:], ids=list(HEADS)[1:])
+def test_tf1_and_back_is_bit_for_bit(
+    tensorflow: Any, modules: tuple[str, ...], gelu: str, tmp_path: pathlib.Path
+) -> None:
+    size = config.override(TINY, {"gelu": gelu})
+    found = pretrained.open(str(checkpoint(tmp_path, modules, size)))
+    assert_equal(found.params(), random_params(size, modules))
+    assert found.encoder == size
+    assert found.tokenizer is not None
+    assert found.tokenizer.fingerprint == vocabulary(40).fingerprint
+
+
+def test_tf1_names_and_layouts_are_the_reference_s(tensorflow: Any, tmp_path: pathlib.Path) -> None:
+    """As google-research/bert names them: dense kernels [inputs, outputs], its hand-made output layer the other way."""
+    params = random_params(TINY, HEADS["BertForPreTraining"])
+    found = tensorflow.train.load_checkpoint(str(checkpoint(tmp_path, HEADS["BertForPreTraining"]) / "bert_model.ckpt"))
+    shapes = found.get_variable_to_shape_map()
+    assert len(shapes) == 5 + 2 * 16 + 2 + 5 + 2
+    inner = params["encoder"]["layers"]["inner"]["kernel"]
+    np.testing.assert_array_equal(found.get_tensor("bert/encoder/layer_1/intermediate/dense/kernel"), inner[1])
+    following = params["next_sentence"]["dense"]["kernel"]
+    np.testing.assert_array_equal(found.get_tensor("cls/seq_relationship/output_weights"), following.T)
+    # Head 1's key, by hand: 8 columns of the kernel, after head 0's three parts and head 1's query.
+    qkv = params["encoder"]["layers"]["attention"]["qkv"]["kernel"]
+    key = found.get_tensor("bert/encoder/layer_0/attention/self/key/kernel")
+    np.testing.assert_array_equal(key[:, 8:16], qkv[0][:, 32:40])
+    for name in (
+        "bert/embeddings/LayerNorm/gamma",
+        "cls/predictions/output_bias",
+        "cls/predictions/transform/dense/bias",
+    ):
+        assert name in shapes
+
+
+def test_tf1_and_hugging_face_agree(tensorflow: Any, tmp_path: pathlib.Path) -> None:
+    """The same weights, written both ways, compute the same."""
+    one = bert_jax.load(str(checkpoint(tmp_path / "tf1", HEADS["BertForPreTraining"])))
+    two = bert_jax.load(str(directory(tmp_path / "hf", "BertForPreTraining")))
+    for name, array in one.outputs(batch(2, 8, 40)).items():
+        np.testing.assert_array_equal(array, two.outputs(batch(2, 8, 40))[name])
+
+
+def save(tensorflow: Any, folder: pathlib.Path, change: Change) -> None:
+    """Changes the variables of a TF1 directory."""
+    found = tensorflow.train.load_checkpoint(str(folder / "bert_model.ckpt"))
+    tensors = change({name: found.get_tensor(name) for name in found.get_variable_to_shape_map()})
+    tensorflow.raw_ops.SaveV2(
+        prefix=str(folder / "bert_model.ckpt"),
+        tensor_names=list(tensors),
+        shape_and_slices=[""] * len(tensors),
+        tensors=list(tensors.values()),
+    )
+
+
+def test_tf1_training_variables_are_left_out_and_others_refused(tensorflow: Any, tmp_path: pathlib.Path) -> None:
+    folder = checkpoint(tmp_path, HEADS["BertForPreTraining"])
+    slots = {"global_step": np.int64(7), "bert/pooler/dense/kernel/adam_m": np.zeros((16, 16), np.float32)}
+    save(tensorflow, folder, lambda tensors: tensors | slots)
+    assert_equal(pretrained.open(str(folder)).params(), random_params(TINY, HEADS["BertForPreTraining"]))
+    save(tensorflow, folder, lambda tensors: tensors | {"bert/adapter/kernel": np.zeros(3, np.float32)})
+    with pytest.raises(ValueError, match=r"bert/adapter/kernel \(3,\) is no tensor of this model"):
+        pretrained.open(str(folder))
+    save(
+        tensorflow,
+        folder,
+        lambda tensors: without("bert/adapter/kernel")(without("cls/predictions/output_bias")(tensors)),
+    )
+    with pytest.raises(ValueError, match=r"cls/predictions/output_bias \(40,\) is missing"):
+        pretrained.open(str(folder))
+    save(tensorflow, folder, lambda tensors: tensors | {"cls/predictions/output_bias": np.zeros(40)})
+    with pytest.raises(ValueError, match="cls/predictions/output_bias is of type float64"):
+        pretrained.open(str(folder))
+
+
+def test_tf1_what_is_wrong_is_said(tensorflow: Any, tmp_path: pathlib.Path) -> None:
+    folder = checkpoint(tmp_path, HEADS["BertForPreTraining"])
+    file = folder / "bert_config.json"
+    values = json.loads(file.read_text())
+    file.write_text(json.dumps(values | {"vocab_size": 41}))
+    with pytest.raises(ValueError, match=r"word_embeddings is \(40, 16\), and the config says vocab_size=41"):
+        pretrained.open(str(folder))
+    file.write_text(json.dumps(values))
+    data = folder / "bert_model.ckpt.data-00000-of-00001"
+    content = data.read_bytes()
+    data.write_bytes(content[:1000])
+    with pytest.raises(ValueError, match=r"cannot be read"):
+        bert_jax.load(str(folder))
+    data.unlink()
+    with pytest.raises(ValueError, match=r"bert_model.ckpt.* cannot be read"):
+        bert_jax.load(str(folder))
+    data.write_bytes(content)
+    (folder / "bert_model.ckpt.index").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match=r"bert_model.ckpt.* cannot be read"):
+        pretrained.open(str(folder))
+    (folder / "bert_model.ckpt.index").unlink()
+    with pytest.raises(ValueError, match=r"no checkpoint: bert_model.ckpt.index is missing"):
+        pretrained.open(str(folder))
+    (folder / "a.index").touch()
+    (folder / "b.index").touch()
+    with pytest.raises(ValueError, match="which of a, b"):
+        pretrained.open(str(folder))
+    with pytest.raises(ValueError, match="the reference has 1e-12 alone"):
+        tf1.write(folder, {}, config.override(TINY, {"layer_norm_eps": 1e-6}), vocabulary(40), ())
+
+
+def test_tf1_without_tensorflow_names_the_extra(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorflow", None)
+    (tmp_path / "bert_config.json").write_text("{}")
+    (tmp_path / "bert_model.ckpt.index").touch()
+    with pytest.raises(ValueError, match=r"takes TensorFlow: pip install 'bert_jax\[tf\]'"):
         pretrained.open(str(tmp_path))
