@@ -35,6 +35,8 @@ def test_a_run_to_hugging_face_and_back(run: pathlib.Path, tmp_path: pathlib.Pat
     assert_equal(checkpoint.read_params(str(tmp_path / "back")), wanted)
     assert_equal(pretrained.open(str(tmp_path / "hf")).params(), wanted)
     assert experiment.read_config(str(tmp_path / "back")).encoder == unpadded
+    modes = {path.stat().st_mode for path in (tmp_path / "hf").iterdir()}
+    assert len(modes) == 1
     models = [bert_jax.load(str(folder)) for folder in (run, tmp_path / "hf", tmp_path / "back")]
     assert len({model.tokenizer.fingerprint for model in models}) == 1
     assert len({model.fill_mask("a [MASK]")[0].token for model in models}) == 1

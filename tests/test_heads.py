@@ -9,7 +9,7 @@ import pytest
 
 from bert_jax.config import Encoder, Masking
 from bert_jax.encoder import Bert
-from bert_jax.heads import Classification, MaskedLM, NextSentence, Pooler, PreTraining
+from bert_jax.heads import Classification, MaskedLM, NextSentence, Pooler, PreTraining, module_of
 from bert_jax.losses import cross_entropy, mean
 from bert_jax.masking import Vocabulary, corrupt
 
@@ -144,6 +144,18 @@ def test_a_prediction_of_weight_0_teaches_nothing() -> None:
         gradient(params, batch | {"weights": some, "targets": batch["targets"].at[:, -1].set(word)}) for word in (7, 8)
     )
     jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def test_pre_training_without_a_next_sentence_head() -> None:
+    """The masked LM is the same, and needs no pooler."""
+    params, batch = start(), make_batch()
+    alone = {name: params[name] for name in ("encoder", "masked_lm")}
+    module = module_of(TINY, alone)
+    outputs = jax.jit(module.apply)({"params": alone}, batch)
+    assert set(outputs) == {"mlm_logits"}
+    whole = jax.jit(PreTraining(TINY).apply)({"params": params}, batch)
+    np.testing.assert_allclose(outputs["mlm_logits"], whole["mlm_logits"], rtol=1e-5, atol=1e-6)
+    assert module_of(TINY, {name: params[name] for name in ("encoder", "pooler")}) is None
 
 
 @pytest.mark.parametrize("classes", [1, 3])

@@ -575,7 +575,7 @@ def test_no_weights_no_json_and_nothing_at_all(tmp_path: pathlib.Path) -> None:
     (folder / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"config.json is damaged, it is no JSON"):
         pretrained.open(str(folder))
-    with pytest.raises(ValueError, match=r"neither config.json .* nor bert_config.json"):
+    with pytest.raises(ValueError, match=r"has neither config.json nor bert_config.json"):
         pretrained.open(str(tmp_path))
 
 

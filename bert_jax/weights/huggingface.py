@@ -166,6 +166,7 @@ def write(
         values["problem_type"] = "regression" if classes == 1 else "single_label_classification"
     _write_json(directory / "config.json", values)
     safetensors.numpy.save_file(tensors, directory / _WEIGHTS, metadata={"format": "pt"})
+    (directory / _WEIGHTS).chmod((directory / "config.json").stat().st_mode)  # the library lets nobody else read it
     _write_tokenizer(directory, vocabulary, encoder.max_positions)
     return architecture
 
