@@ -132,7 +132,7 @@ def record(experiment: Experiment, workdir: str) -> None:
     path = epath.Path(workdir) / "config.json"
     values = config.to_dict(experiment)
     if path.exists():
-        before: Any = json.loads(path.read_text())
+        before = config.to_dict(read_config(workdir))  # with what became a field since then at its default
         changed = [line for line in config.differences(before, values) if not line.startswith(RESUMABLE)]
         require(
             not changed,

@@ -91,8 +91,8 @@ def open(directory: str) -> Pretrained:
         return _published("huggingface", directory, huggingface.read(directory), huggingface.read_tokenizer(directory))
     require(
         (folder / "bert_config.json").exists(),
-        f"{directory} is no workdir of a run, no Hugging Face directory and no TF1 checkpoint: it has neither config.json "
-        "nor bert_config.json",
+        f"{directory} is no workdir of a run, no Hugging Face directory and no TF1 checkpoint: it has neither "
+        "config.json nor bert_config.json",
     )
     return _published("tf1", directory, tf1.read(directory), tf1.read_tokenizer(directory))
 
