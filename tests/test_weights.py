@@ -365,6 +365,7 @@ def test_live_transformers_loads_what_is_written(
     with torch.no_grad():
         wanted = theirs.eval()(*(torch.tensor(inputs[name]).long() for name in ("tokens", "mask", "segments")))
     model = bert_jax.load(str(folder))
+    assert model.config == size
     if kind == "BertModel":
         np.testing.assert_allclose(hidden_states(model, inputs)[-1], wanted[0], rtol=0, atol=1e-5 * 4)
     else:
@@ -377,7 +378,7 @@ def test_live_transformers_loads_what_is_written(
     text = "The cats sat on É 中, " + "w1" * 3
     for fast in (True, False):
         read = transformers.AutoTokenizer.from_pretrained(folder, use_fast=fast)
-        assert read(text)["input_ids"][1:-1] == model.tokenizer.encode(text)
+        assert read(text)["input_ids"][1:-1] == vocabulary(40).encode(text)
         assert read(text, "cat")["token_type_ids"][-2:] == [1, 1]
         assert read.model_max_length == 12
 
@@ -467,6 +468,22 @@ def test_a_pytorch_file(tmp_path: pathlib.Path) -> None:
     (folder / "pytorch_model.bin").write_bytes(content[: len(content) // 2])
     with pytest.raises(ValueError, match=r"pytorch_model.bin is damaged, or holds more than tensors"):
         pretrained.open(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"strip_accents": False}, "strip_accents=False with do_lower_case=True"),
+        ({"tokenize_chinese_chars": False}, "tokenize_chinese_chars is false"),
+        ({"tokenizer_class": "BertJapaneseTokenizer"}, "a BertJapaneseTokenizer cuts words"),
+    ],
+    ids=str,
+)
+def test_a_tokenizer_that_ours_cannot_follow(values: dict[str, Any], said: str, tmp_path: pathlib.Path) -> None:
+    file = directory(tmp_path, "BertModel") / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+    with pytest.raises(ValueError, match=said):
+        pretrained.open(str(tmp_path))
 
 
 def test_tokenizer_json_alone(tmp_path: pathlib.Path) -> None:

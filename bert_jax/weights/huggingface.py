@@ -8,7 +8,6 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import safetensors
 import safetensors.numpy
@@ -34,14 +33,14 @@ ARCHITECTURES: dict[str, tuple[str, ...]] = {
 }
 _AMBIGUOUS = ("classifier", "tagger", "choice")  # they share one name there
 
-# What this encoder has not: config values, and the only ones that it can follow.
-_ONLY: dict[str, tuple[Any, ...]] = {
-    "model_type": ("bert",),
-    "position_embedding_type": ("absolute",),
-    "is_decoder": (False,),
-    "add_cross_attention": (False,),
-    "pruned_heads": ({},),
-    "quantization_config": (None,),
+# Config values that name what this encoder has not, where they are set and differ.
+_ONLY: dict[str, Any] = {
+    "model_type": "bert",
+    "position_embedding_type": "absolute",
+    "is_decoder": False,
+    "add_cross_attention": False,
+    "pruned_heads": {},
+    "quantization_config": None,
 }
 
 # Tensors that may be there to no use: buffers that hold 0, 1, 2, ... and 0, 0, 0, ...
@@ -51,11 +50,7 @@ _COPIES = {
     "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
     "cls.predictions.decoder.bias": "cls.predictions.bias",
 }
-_FLOATS = {
-    "F32": np.dtype(np.float32),
-    "F16": np.dtype(np.float16),
-    "BF16": np.dtype(ml_dtypes.bfloat16),
-}
+_FLOATS = ("F32", "F16", "BF16")
 _WEIGHTS, _INDEX, _PYTORCH = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
 
 
@@ -69,11 +64,9 @@ def read(directory: str) -> Published:
     folder = pathlib.Path(directory)
     file = str(folder / "config.json")
     values = _json(folder / "config.json")
-    for name, allowed in _ONLY.items():
-        value = values.get(name, allowed[0])
-        require(
-            value in allowed or not value, f"{file}: {name} is {value!r}, and this encoder has {allowed[0]!r} alone"
-        )
+    for name, only in _ONLY.items():
+        value = values.get(name)
+        require(not value or value == only, f"{file}: {name} is {value!r}, and this encoder has {only!r} alone")
     encoder = names.encoder_of(values, file)
     tensors = _Canonical(_open(folder))
     try:
@@ -95,23 +88,23 @@ def read_tokenizer(directory: str) -> Tokenizer | None:
     folder = pathlib.Path(directory)
     stated = _json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").exists() else {}
     described = _json(folder / "tokenizer.json") if (folder / "tokenizer.json").exists() else {}
-    normalizer = {**(described.get("normalizer") or {}), **{k: v for k, v in stated.items() if v is not None}}
-    lower = normalizer.get("do_lower_case", normalizer.get("lowercase"))
+    normalizer = described.get("normalizer") or {}
+    lower = stated.get("do_lower_case", normalizer.get("lowercase"))
+    strip = stated.get("strip_accents", normalizer.get("strip_accents"))
+    chinese = stated.get("tokenize_chinese_chars", normalizer.get("handle_chinese_chars", True))
     kind = str(stated.get("tokenizer_class", "BertTokenizer"))
     require("Japanese" not in kind, f"{directory}: a {kind} cuts words as no WordPiece tokenizer here does")
-    for name in ("strip_accents", "tokenize_chinese_chars", "handle_chinese_chars"):
-        wanted = lower if name == "strip_accents" else True
-        require(
-            normalizer.get(name, wanted) in (wanted, None) or lower is None,
-            f"{directory}: the tokenizer has {name}={normalizer.get(name)}, and ours has {wanted}",
-        )
+    require(
+        strip in (None, lower), f"{directory}: strip_accents={strip} with do_lower_case={lower}: here they are the same"
+    )
+    require(chinese, f"{directory}: tokenize_chinese_chars is false, and here CJK characters are words by themselves")
     if (folder / "vocab.txt").exists():
         return tokenizer.load(folder / "vocab.txt", lower)
     if not described:
         return None
     model = described.get("model", {})
     require(
-        model.get("type") == "WordPiece" and (described.get("normalizer") or {}).get("type") == "BertNormalizer",
+        model.get("type") == "WordPiece" and normalizer.get("type") == "BertNormalizer",
         f"{folder / 'tokenizer.json'}: a {model.get('type')} model, and BERT's is a WordPiece with a BertNormalizer",
     )
     index = {**model["vocab"], **{one["content"]: one["id"] for one in described.get("added_tokens", [])}}
