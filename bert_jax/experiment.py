@@ -36,9 +36,7 @@ class Experiment:
     mesh: config.Mesh = config.Mesh()
     every: config.Every = config.Every()
     vocab: str = ""  # vocab.txt, a SentencePiece model or a directory with one; "": that of the corpus or of init_from
-    init_from: str = (
-        ""  # weights to start from, with vocabulary and encoder: a workdir, a Hugging Face or TF1 directory
-    )
+    init_from: str = ""  # weights, vocabulary and encoder to start from: a workdir, a Hugging Face or TF1 directory
     init_positions: Positions = "same"  # what becomes of their positions where encoder.max_positions is another
     random_init: bool = False  # take init_from's vocabulary and encoder, but not its weights: the control of a study
     seed: int = 0

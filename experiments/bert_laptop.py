@@ -19,7 +19,7 @@ EXPERIMENT = Experiment(
     optimizer=config.Optimizer(learning_rate=1e-3, warmup=0.05),
     phases=(
         config.Phase(length=16, batch_size=64, steps=4_000),
-        config.Phase(length=64, batch_size=32, steps=2_500),
+        config.Phase(length=64, batch_size=32, steps=4_000),
     ),
     every=config.Every(log=250, evaluate=500, checkpoint=2_000),
 )
