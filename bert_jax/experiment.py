@@ -39,6 +39,7 @@ class Experiment:
     init_from: str = ""  # weights, vocabulary and encoder to start from: a workdir, a Hugging Face or TF1 directory
     init_positions: Positions = "same"  # what becomes of their positions where encoder.max_positions is another
     random_init: bool = False  # take init_from's vocabulary and encoder, but not its weights: the control of a study
+    predict: bool = False  # write the predictions of validation and test splits at the end, to WORKDIR/predictions
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -53,7 +54,7 @@ class Experiment:
 
 
 # What a run may change when it goes on: how it is computed and watched, not what is computed.
-RESUMABLE = ("every", "mesh", "encoder.scan", "encoder.remat")
+RESUMABLE = ("every", "mesh", "predict", "encoder.scan", "encoder.remat")
 
 
 def load(path: str) -> Experiment:

@@ -13,7 +13,8 @@ import numpy as np
 from bert_jax import config, encoder, heads, pretrained, tokenizer
 from bert_jax.config import require
 from bert_jax.experiment import Experiment
-from bert_jax.tasks.classify import Classify, pack
+from bert_jax.tasks.base import pack
+from bert_jax.tasks.classify import Classify
 
 
 class Filling(NamedTuple):
@@ -59,7 +60,7 @@ class Model:
           >>> model.encode(["a short text"]).last.mean(axis=1)  # a sentence embedding   # doctest: +SKIP
         """
         rows = _rows(texts)
-        batch = self._pack(rows)
+        batch = self._packed(rows)
         found = []
         for part in _parts(batch, batch_size):
             output = self._encode({"params": self.params["encoder"]}, part["tokens"], part["segments"], part["mask"])
@@ -128,16 +129,21 @@ class Model:
         require(isinstance(task, Classify), "this model has no classifier: load the workdir of a fine-tuning run")
         assert isinstance(task, Classify)
         rows = _rows(texts)
-        logits = [self.outputs(part)["logits"] for part in _parts(self._pack(rows), batch_size)]
+        logits = [self.outputs(part)["logits"] for part in _parts(self._packed(rows), batch_size)]
         chances = np.asarray(jax.nn.softmax(jnp.asarray(np.concatenate(logits)[: len(rows)])))
         return [
             Prediction(task.labels[int(row.argmax())], dict(zip(task.labels, map(float, row), strict=True)))
             for row in chances
         ]
 
-    def _pack(self, rows: list[tuple[str, ...]]) -> dict[str, np.ndarray]:
-        longest = max(sum(len(self.tokenizer.encode(text)) + 1 for text in row) + 1 for row in rows)
-        return pack(rows, min(-(-longest // 32) * 32, self.config.max_positions), self.tokenizer)
+    def _packed(self, rows: list[tuple[str, ...]]) -> dict[str, np.ndarray]:
+        parts = [[self.tokenizer.encode(text) for text in row] for row in rows]
+        longest = max(sum(len(part) + 1 for part in row) + 1 for row in parts)
+        return pack(parts, self._length(longest), self.tokenizer)
+
+    def _length(self, longest: int) -> int:
+        """Few shapes are few compilations."""
+        return min(-(-longest // 32) * 32, self.config.max_positions)
 
 
 def load(directory: str) -> Model:

@@ -207,6 +207,26 @@ def _kind(path: pathlib.Path) -> tuple[str, str] | None:
     return (suffix, compression) if suffix in (".txt", ".json") else None
 
 
+def decompressed(path: pathlib.Path) -> bytes:
+    """A file's content, of an archive (.gz, .xz, .bz2, .zst) what is in it.
+
+    Raises:
+      ValueError: where the archive is damaged.
+    """
+    try:
+        with _OPEN[path.suffix if path.suffix in _OPEN else ""](path) as stream:
+            return stream.read()
+    except _DAMAGED as error:
+        raise _damaged(path, error) from None
+
+
+def _damaged(path: pathlib.Path, error: Exception) -> Exception:
+    """What to raise: an error of the disk, not of the archive, as it is."""
+    if isinstance(error, OSError) and error.errno:
+        return error
+    return ValueError(f"{path}: the archive is damaged or cut short ({error})")
+
+
 def _file(path: pathlib.Path, errors: str, field: str) -> Iterator[Document]:
     kind, compression = _kind(path) or ("", "")
     try:
@@ -215,9 +235,7 @@ def _file(path: pathlib.Path, errors: str, field: str) -> Iterator[Document]:
     except UnicodeDecodeError:
         raise ValueError(_bad_byte(path, _OPEN[compression])) from None
     except _DAMAGED as error:
-        if isinstance(error, OSError) and error.errno:  # of the disk, not of the archive
-            raise
-        raise ValueError(f"{path}: the archive is damaged or cut short ({error})") from None
+        raise _damaged(path, error) from None
 
 
 def _bad_byte(path: pathlib.Path, opener: Callable[[pathlib.Path], Any]) -> str:
@@ -301,12 +319,23 @@ def _whole_lines(name: str, lines: Iterable[str]) -> Iterator[Document]:
 _TFDS = re.compile(r"tfds:(?P<name>.+?)(:(?P<split>[A-Za-z_]\w*(\[.*\])?))?")
 
 
-def _tfds(source: str, field: str) -> Iterator[Document]:
-    """A prepared data set, read without TensorFlow."""
+def _tfds_name(source: str) -> tuple[str, str]:
+    """A source's name, or directory, and split."""
     match = _TFDS.fullmatch(source)
     if not match:
         raise ValueError(f"{source}: expected tfds:NAME or tfds:DIRECTORY, and :SPLIT after it where it is not train")
-    name, split = match["name"], match["split"] or "train"
+    return match["name"], match["split"] or "train"
+
+
+def tfds_source(source: str, needed: Sequence[str]) -> tuple[Sequence[Any], Any]:
+    """The examples of a prepared data set, by number, and its features by name; read without TensorFlow.
+
+    `source` is tfds:NAME or tfds:DIRECTORY, with :SPLIT after it where it is not train.
+
+    Raises:
+      ValueError: where there is no such data set, split, or one of the features `needed`, or it is not prepared.
+    """
+    name, split = _tfds_name(source)
     import tensorflow_datasets as tfds  # slow, and most sources do without
 
     try:
@@ -321,10 +350,17 @@ def _tfds(source: str, field: str) -> Iterator[Document]:
         f"{source}: the data set is not prepared. Once, where TensorFlow is installed (pip install 'bert_jax[data]'): "
         f"tfds build {name} --file_format=array_record",
     )
-    require(field in builder.info.features, f"{source}: no feature {field!r}: {nearest(field, builder.info.features)}")
+    features = builder.info.features
+    for field in needed:
+        require(field in features, f"{source}: no feature {field!r}: {nearest(field, features)}")
     known = list(builder.info.splits)
     require(re.split(r"\W", split)[0] in known, f"{source}: no split {split!r}: {nearest(split, known)}")
-    return _tfds_rows(f"{name}:{split}", builder.as_data_source(split), field)
+    return builder.as_data_source(split), features
+
+
+def _tfds(source: str, field: str) -> Iterator[Document]:
+    rows, _ = tfds_source(source, [field])
+    return _tfds_rows(":".join(_tfds_name(source)), rows, field)
 
 
 def _tfds_rows(name: str, rows: Sequence[dict[str, Any]], field: str) -> Iterator[Document]:

@@ -56,7 +56,7 @@ class Stretch(NamedTuple):
     start: int
     stop: int
     batches: data.Batches
-    validation: data.Batches
+    validation: dict[str, data.Batches]  # by split
 
 
 class Program:
@@ -136,19 +136,24 @@ class Program:
         params = jax.tree.map(jnp.add, state.params, updates)
         return State(state.step + 1, params, moments), {**figures, "gradient_norm": norm}
 
-    def _evaluate(self, params: Any, batch: Batch) -> dict[str, Pair]:
+    def _evaluate(self, params: Any, batch: Batch) -> tuple[dict[str, Pair], dict[str, jax.Array]]:
         batch = self._corrupt(batch, "validation")
         outputs: Any = self.module.apply({"params": params}, batch, train=False)
         parts, figures = self.experiment.task.losses(outputs, batch)
-        return {**parts, **figures}
+        return {**parts, **figures}, self.experiment.task.kept(outputs)
 
-    def evaluate(self, params: Any, batches: data.Batches) -> dict[str, float]:
-        """The figures over every validation example, each counted once."""
+    def evaluate(self, params: Any, batches: data.Batches) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+        """The figures over every example of a split, each counted once, and what the task keeps of each, in order."""
         total: dict[str, Pair] = {}
+        parts: list[Any] = []
         for batch in data.ahead(batches.__getitem__, range(len(batches))):
-            pairs = self.evaluate_batch(params, batch)
+            pairs, kept = self.evaluate_batch(params, batch)
             total = jax.tree.map(jnp.add, total, pairs) if total else pairs
-        return means([jax.device_get(total)])
+            parts[-1:] = [*jax.device_get(parts[-1:]), kept]  # fetched a step late: the device never waits
+        parts = jax.device_get(parts)
+        count = len(batches.source)  # the rows that fill up the last batch come last
+        whole = {name: np.concatenate([part[name] for part in parts])[:count] for name in parts[0]}
+        return means([jax.device_get(total)]), whole
 
 
 def means(figures: list[dict[str, Any]]) -> dict[str, float]:
@@ -231,13 +236,21 @@ def stretches(exp: Experiment, context: Context, place: jax.sharding.NamedShardi
     """The phases with their data, on the run's own count of steps."""
     found: list[Stretch] = []
     for index, phase in enumerate(exp.phases):
-        source, heldout = (exp.task.source(split, phase.length, context) for split in ("train", "validation"))
+        source = exp.task.source("train", phase.length, context)
         batches = data.Batches(source, phase.batch_size, place, seed=exp.seed + 7919 * index)
-        validation = data.Batches(heldout, phase.batch_size, place, shuffle=False)
+        validation = evaluated(exp.task.validation(), exp, phase, context, place)
         start = found[-1].stop if found else 0
         steps = phase.steps or max(1, int(phase.epochs * len(source) / phase.batch_size))
         found.append(Stretch(phase, start, start + steps, batches, validation))
     return found
+
+
+def evaluated(
+    splits: tuple[str, ...], exp: Experiment, phase: config.Phase, context: Context, place: jax.sharding.NamedSharding
+) -> dict[str, data.Batches]:
+    """The batches of those splits, each example once and in order."""
+    sources = {split: exp.task.source(split, phase.length, context) for split in splits}
+    return {split: data.Batches(source, phase.batch_size, place, shuffle=False) for split, source in sources.items()}
 
 
 def initial_state(exp: Experiment, program: Program, checkpoints: checkpoint.Checkpoints | None) -> tuple[State, str]:
@@ -299,6 +312,7 @@ def run(exp: Experiment, workdir: str, *, data_dir: str = "", stop_at: int = 0, 
     plan = stretches(exp, context, place)
     total = plan[-1].stop
     last = min(total, stop_at or total)
+    tests = evaluated(exp.task.tests() if exp.predict else (), exp, plan[-1].phase, context, place)
     finished = epath.Path(workdir) / "result.json"
 
     main = jax.process_index() == 0
@@ -312,10 +326,11 @@ def run(exp: Experiment, workdir: str, *, data_dir: str = "", stop_at: int = 0, 
         program = Program(exp, vocabulary, total, mesh)
         checkpoints = checkpoint.Checkpoints(workdir, exp.every.keep)
         try:
-            if checkpoints.latest() == total and finished.exists():
+            predicted = not exp.predict or (epath.Path(workdir) / "predictions").exists()
+            if checkpoints.latest() == total and finished.exists() and predicted:
                 return json.loads(finished.read_text())
             state, origin = initial_state(exp, program, checkpoints)
-            loop = _Loop(program, plan, context, checkpoints, workdir, quiet=quiet or not main, write=main)
+            loop = _Loop(program, plan, tests, context, checkpoints, workdir, quiet=quiet or not main, write=main)
             loop.progress.say(f"{exp.name}: {parameter_count(state.params):,} parameters, {total:,} steps; {origin}")
             with loop.progress:
                 state = loop.train(state, last)
@@ -335,6 +350,7 @@ class _Loop:
         self,
         program: Program,
         plan: list[Stretch],
+        tests: dict[str, data.Batches],
         context: Context,
         checkpoints: checkpoint.Checkpoints,
         workdir: str,
@@ -344,12 +360,13 @@ class _Loop:
     ) -> None:
         self.program, self.plan, self.checkpoints, self.workdir = program, plan, checkpoints, workdir
         self.exp, self.every = program.experiment, program.experiment.every
-        self.context = context
+        self.context, self.tests = context, tests
         start = checkpoints.latest()
         self.writer = metrics.Writer(workdir, -1 if start is None else start) if write else None
         self.progress = metrics.Progress(plan[-1].stop, start or 0, quiet)
         self.pending: list[tuple[int, dict[str, Any]]] = []  # figures that are still on the device
         self.scores: dict[str, float] = {}
+        self.kept: dict[str, dict[str, np.ndarray]] = {}  # what the task keeps of each split, at the last evaluation
         self.enter(plan[-1])
 
     def enter(self, stretch: Stretch) -> None:
@@ -416,10 +433,24 @@ class _Loop:
     def evaluate(self, step: int, state: State) -> None:
         self.flush(step)
         began = time.monotonic()
-        self.scores = self.program.evaluate(state.params, self.validation)
+        self.scores = {}
+        for split, batches in self.validation.items():
+            figures, self.kept[split] = self.program.evaluate(state.params, batches)
+            figures |= self.exp.task.score(batches.source, self.kept[split])
+            suffix = f"_{split}" if self.scores else ""
+            self.scores |= {name + suffix: value for name, value in figures.items()}
         self.write(step, "validation", self.scores)
         if self.since is not None:
             self.since += time.monotonic() - began  # evaluation is not training time
+
+    def predictions(self, state: State) -> dict[str, str]:
+        """The task's files of predictions, of what was evaluated last and of the test splits."""
+        for split, batches in self.tests.items():
+            _, self.kept[split] = self.program.evaluate(state.params, batches)
+        files: dict[str, str] = {}
+        for split, batches in {**self.validation, **self.tests}.items():
+            files |= self.exp.task.predictions(split, batches.source, self.kept[split], self.scores)
+        return files
 
     def save(self, step: int, state: State) -> None:
         """A checkpoint, of a state whose figures are known to be good."""
@@ -437,7 +468,7 @@ class _Loop:
             self.writer.write(step, split, values)
 
     def finish(self, state: State, done: bool) -> dict[str, Any]:
-        """The last evaluation, checkpoint and result.json; without `done`, the checkpoint alone."""
+        """The last evaluation, checkpoint, predictions and result.json; without `done`, the checkpoint alone."""
         step = int(state.step)
         self.save(step, state)
         self.checkpoints.wait()
@@ -445,16 +476,23 @@ class _Loop:
             return {"step": step, "done": False}
         if not self.scores:  # killed between the last checkpoint and the result
             self.evaluate(step, state)
+        metric = self.exp.task.metric
         result = {
             "step": step,
             "done": True,
+            **({"metric": metric, "score": self.scores[metric]} if metric else {}),
             **self.scores,
             **self.baselines,
             "parameters": parameter_count(state.params),
             "tokens": sum((s.stop - s.start) * s.phase.batch_size * s.phase.length for s in self.plan),
             "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         }
+        files = self.predictions(state) if self.exp.predict else {}
         if self.writer:
+            if files:
+                (epath.Path(self.workdir) / "predictions").mkdir(parents=True, exist_ok=True)
+            for name, content in files.items():
+                (epath.Path(self.workdir) / "predictions" / name).write_text(content)
             (epath.Path(self.workdir) / "result.json").write_text(json.dumps(result, indent=1) + "\n")
             self.writer.close()
         return result

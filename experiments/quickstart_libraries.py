@@ -11,7 +11,7 @@ from bert_jax.tasks.classify import Classify
 
 EXPERIMENT = Experiment(
     name="quickstart_libraries",
-    task=Classify(train="train.tsv", dev="dev.tsv", labels=LIBRARIES),
+    task=Classify(train="train.tsv", dev=("dev.tsv",), labels=LIBRARIES),
     optimizer=config.Optimizer(learning_rate=3e-4, warmup=0.1),
     phases=(config.Phase(length=48, batch_size=32, epochs=4),),
     every=config.Every(log=50, evaluate=50, checkpoint=0),

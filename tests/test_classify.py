@@ -1,75 +1,187 @@
 """Classification: official files, what is wrong with a file, fine-tuning from a pre-training and from nothing."""
 
 import dataclasses
+import json
 import pathlib
+import shutil
+import socket
+import subprocess
+import sys
 
 import numpy as np
 import pytest
+from array_record.python import array_record_module
 
 import bert_jax
-from bert_jax import checkpoint, config, train
+from bert_jax import checkpoint, config, experiment, train
 from bert_jax.config import override
 from bert_jax.experiment import Experiment
-from bert_jax.tasks.classify import Classify, pack, read_tsv
+from bert_jax.tasks.base import pack
+from bert_jax.tasks.classify import Classify, Example, Examples
 from bert_jax.tasks.glue import glue
 from bert_jax.tokenizer import WordPiece
+from tests.test_train import command, environment
 
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b", "c", "d"]
+TASK = Classify(train="train.tsv", dev=("dev.tsv",), labels=("0", "1"))
+VALUE = Classify(train="train.tsv", dev=("dev.tsv",))
 
 
 def test_packing_by_hand() -> None:
     """Longest first, from the end; a pair's second text is segment 1."""
-    packed = pack([("a b c d", "a"), ("b",)], 7, WordPiece(PIECES, lower=True))
+    packed = pack([([5, 6, 7, 8], [5]), ([6],)], 7, WordPiece(PIECES, lower=True))
     np.testing.assert_array_equal(packed["tokens"], [[2, 5, 6, 7, 3, 5, 3], [2, 6, 3, 0, 0, 0, 0]])
     np.testing.assert_array_equal(packed["segments"], [[0, 0, 0, 0, 0, 1, 1], [0] * 7])
     np.testing.assert_array_equal(packed["mask"].sum(axis=1), [7, 3])
 
 
-def write(folder: pathlib.Path, text: str | bytes) -> str:
-    path = folder / "train.tsv"
-    path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    return str(path)
+def write(folder: pathlib.Path, text: str) -> str:
+    (folder / "f.tsv").write_text(text)
+    return str(folder / "f.tsv")
 
 
-def read(path: str) -> list:
-    return read_tsv(path, ("sentence",), "label", ("0", "1"))
-
-
-def test_a_file_is_read_as_it_is_published(tmp_path: pathlib.Path) -> None:
-    """A byte order mark, Windows line ends, lone quotes, a line separator in a text."""
-    path = write(tmp_path, '\ufeffsentence\tlabel\r\nan "odd quote\t1\r\nline\u2028break\t0\r\n')
-    assert read(path) == [(('an "odd quote',), 1), (("line\u2028break",), 0)]
+def test_rows_of_classes_and_of_values(tmp_path: pathlib.Path) -> None:
+    path = write(tmp_path, "sentence\tlabel\nx\t1\ny\t0\n")
+    assert TASK.read(path) == [Example(("x",), 1, "0"), Example(("y",), 0, "1")]
+    assert VALUE.read(path) == [Example(("x",), 1.0, "0"), Example(("y",), 0.0, "1")]
+    pair = dataclasses.replace(TASK, text=("b", "a"))
+    assert pair.read(write(tmp_path, "index\ta\tb\n7\tx\ty\n"), labelled=False) == [Example(("y", "x"), 0, "7")]
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("task", "cell", "message"),
     [
-        ("sentence\tlabel\ngood\t1\nbad\n", r"train.tsv:3: 2 columns expected \(sentence, label\), 1 found: 'bad'"),
-        ("sentence\tlabel\na\tb\t1\n", r"train.tsv:2: 2 columns expected .*, 3 found"),
-        ("sentence\tlabel\nx\t2\n", r"train.tsv:2: label '2' is none of 0, 1"),
-        ("sentense\tlabel\nx\t1\n", r"train.tsv:1: no column 'sentence': did you mean 'sentense'\?"),
-        ("sentence\tlabel\n", "no rows after the header"),
-        (b"sentence\tlabel\nx\xff\t1\n", "byte 16 is not UTF-8"),
+        (TASK, "2", r"f.tsv:3: label '2' is none of 0, 1; name all in task.labels"),
+        (TASK, "", r"f.tsv:3: label '' is none of 0, 1"),
+        (VALUE, "x", r"f.tsv:3: label must be a number, not 'x'"),
+        (VALUE, "nan", r"f.tsv:3: label must be a number, not 'nan'"),
     ],
 )
-def test_a_bad_file_is_named_with_its_line(tmp_path: pathlib.Path, text: str | bytes, message: str) -> None:
+def test_a_bad_label_is_named_with_its_line(task: Classify, cell: str, message: str, tmp_path: pathlib.Path) -> None:
     with pytest.raises(ValueError, match=message):
-        read(write(tmp_path, text))
+        task.read(write(tmp_path, f"sentence\tlabel\nx\t1\ny\t{cell}\n"))
 
 
-def test_a_missing_file_asks_for_the_data_dir(tmp_path: pathlib.Path) -> None:
-    with pytest.raises(ValueError, match="--data_dir must name the folder"):
-        read(str(tmp_path / "absent.tsv"))
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"labels": ("0",)}, "at least two labels"),
+        ({"labels": ("0", "0")}, "a label is named twice"),
+        ({"text": ()}, "one column or two"),
+        ({"dev": ()}, "dev must name a file"),
+        ({"metrics": ("pearson",)}, "classes cannot be scored by 'pearson': there is: accuracy, f1, mcc"),
+        ({"labels": (), "metrics": ("f1",)}, "a regression cannot be scored by 'f1'"),
+        ({"test": ("t.tsv",), "submissions": ("a", "b")}, "submissions must be 1 names or none, not 2"),
+        ({"dev": ("dev.tsv", "more/test.tsv"), "test": ("test.tsv",)}, "two files have one name"),
+    ],
+)
+def test_what_cannot_be_is_refused(change: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(TASK, **change)
 
 
-def test_sst2_s_official_files(real_data: pathlib.Path) -> None:
-    task = glue("sst2")
-    counts = [
-        len(read_tsv(str(real_data / "glue" / f), task.text, task.label, task.labels)) for f in (task.train, task.dev)
+def source(labels: list[float]) -> Examples:
+    """Rows of one text and those labels, with indices from 10 on."""
+    rows = [Example(("a",), label, str(10 + n)) for n, label in enumerate(labels)]
+    return Examples(rows, 8, WordPiece(PIECES, lower=True), np.float32)
+
+
+def test_scores_of_classes_by_hand() -> None:
+    task = dataclasses.replace(TASK, metrics=("f1", "accuracy", "mcc"))
+    outputs = {"logits": np.array([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0], [0.0, 1.0]])}
+    figures = task.score(source([0, 1, 1, 0]), outputs)
+    assert figures == {
+        "f1": pytest.approx(0.8),
+        "accuracy": 0.75,
+        "mcc": pytest.approx(1 / np.sqrt(3)),
+        "constant": 0.0,
+        "majority": 0.5,
+    }
+    assert task.metric == "f1"
+    assert TASK.metric == "accuracy"
+    assert task.score(source([1, 1, 0]), {"logits": np.zeros((3, 2))})["constant"] == 1.0
+
+
+def test_scores_of_values_by_hand() -> None:
+    task = dataclasses.replace(VALUE, metrics=("spearman", "pearson"))
+    figures = task.score(source([1, 2, 3]), {"logits": np.array([[1.0], [4.0], [9.0]])})
+    wanted = np.corrcoef([1, 2, 3], [1, 4, 9])[0, 1]
+    assert figures == {"spearman": pytest.approx(1), "pearson": pytest.approx(wanted), "constant": 0}
+    assert VALUE.metric == "spearman"
+
+
+def test_predictions_are_what_the_leaderboard_wants() -> None:
+    task = dataclasses.replace(TASK, test=("test.tsv",), submissions=("SST-2.tsv",))
+    outputs = {"logits": np.array([[1.0, 0.0], [0.0, 1.0]])}
+    wanted = "index\tprediction\n10\t0\n11\t1\n"
+    assert task.predictions("test", source([0, 0]), outputs, {}) == {"SST-2.tsv": wanted}
+    assert task.predictions("validation", source([0, 0]), outputs, {}) == {"validation.tsv": wanted}
+    spelled = dataclasses.replace(task, spelled=("no", "yes"))
+    assert spelled.predictions("test", source([0, 0]), outputs, {})["SST-2.tsv"].splitlines()[1:] == [
+        "10\tno",
+        "11\tyes",
     ]
-    assert counts == [67_349, 872]
-    with pytest.raises(ValueError, match="did you mean 'sst2'"):
-        glue("sst-2")
+    values = {"logits": np.array([[1.23456], [4.0]])}
+    assert VALUE.predictions("test", source([0, 0]), values, {})["test.tsv"].splitlines()[1:] == [
+        "10\t1.235",
+        "11\t4.000",
+    ]
+
+
+def prepared(folder: pathlib.Path, rows: list[tuple[str, int, int]]) -> str:
+    """A prepared TFDS data set of (sentence, label, idx), split "train", made without TensorFlow."""
+
+    def field(number: int, content: bytes) -> bytes:  # of a protocol buffer; sizes below 128
+        assert len(content) < 128
+        return bytes([number << 3 | 2, len(content)]) + content
+
+    def integer(value: int) -> bytes:
+        value, digits = value % 2**64, []
+        while value >= 128:
+            digits.append(value % 128 | 128)
+            value //= 128
+        return field(3, field(1, bytes([*digits, value])))
+
+    folder.mkdir(parents=True)
+    writer = array_record_module.ArrayRecordWriter(
+        str(folder / "mini-train.array_record-00000-of-00001"), "group_size:1"
+    )
+    for sentence, label, index in rows:  # tf.train.Example: features { feature { key, value } ... }
+        values = {"sentence": field(1, field(1, sentence.encode())), "label": integer(label), "idx": integer(index)}
+        entries = [field(1, field(1, name.encode()) + field(2, value)) for name, value in values.items()]
+        writer.write(field(1, b"".join(entries)))
+    writer.close()
+    kind = "tensorflow_datasets.core.features."
+    number = {"pythonClassName": kind + "scalar.Scalar", "tensor": {"shape": {}, "dtype": "int32", "encoding": "none"}}
+    inner = {
+        "sentence": {"pythonClassName": kind + "text_feature.Text", "text": {}},
+        "label": {"pythonClassName": kind + "class_label_feature.ClassLabel", "classLabel": {"numClasses": "2"}},
+        "idx": number,
+    }
+    features = {"pythonClassName": kind + "features_dict.FeaturesDict", "featuresDict": {"features": inner}}
+    split = {
+        "name": "train",
+        "numBytes": "1",
+        "shardLengths": [str(len(rows))],
+        "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
+    }
+    info = {"name": "mini", "version": "1.0.0", "fileFormat": "array_record", "splits": [split]}
+    (folder / "features.json").write_text(json.dumps(features))
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+    (folder / "label.labels.txt").write_text("negative\npositive\n")
+    return str(folder)
+
+
+def test_rows_of_a_tfds_data_set(tmp_path: pathlib.Path) -> None:
+    """A class is the name of its number; a hidden one, as GLUE's test splits have it, is not read."""
+    folder = prepared(tmp_path / "mini" / "1.0.0", [("a b", 1, 7), ("c é", -1, 3)])
+    task = dataclasses.replace(glue("sst2", tfds=True), train=f"tfds:{folder}:train")
+    rows = task.read(task.train, labelled=False)
+    assert rows == [Example(("a b",), 0, "7"), Example(("c é",), 0, "3")]
+    with pytest.raises(ValueError, match=r"train:1: label '' is none of negative, positive"):
+        task.read(task.train)
+    assert task.read(f"tfds:{prepared(tmp_path / 'one', [('a', 1, 0)])}") == [Example(("a",), 1, "0")]
+    assert "tensorflow" not in sys.modules
 
 
 @pytest.fixture(scope="module")
@@ -79,17 +191,18 @@ def runs(few_devices: None, tiny: Experiment, tmp_path_factory: pytest.TempPathF
     train.run(tiny, str(folder / "pretrained"), quiet=True)
     words = [p for p in bert_jax.load(str(folder / "pretrained")).tokenizer.pieces(range(5, 40)) if p.isalpha()]
     rows = [f"{words[n % 9]} {words[9 + n % 7]} {words[n % 2]}\t{n % 2}" for n in range(160)]
-    for split, part in (("train", rows[:120]), ("dev", rows[120:])):
+    for split, part in (("train", rows[:120]), ("dev", rows[120:]), ("more", rows[130:]), ("test", rows[7:10])):
         (folder / f"{split}.tsv").write_text("\n".join(["sentence\tlabel", *part]) + "\n")
     tuning = dataclasses.replace(
         tiny,
         name="tuned",
         encoder=None,
         init_from=str(folder / "pretrained"),
-        task=Classify(train="train.tsv", dev="dev.tsv", labels=("0", "1")),
+        task=dataclasses.replace(TASK, dev=("dev.tsv", "more.tsv"), test=("test.tsv",)),
         phases=(config.Phase(length=8, batch_size=16, epochs=12),),
         optimizer=config.Optimizer(learning_rate=5e-3, warmup=0.1),
         every=config.Every(log=50, evaluate=0, checkpoint=0),
+        predict=True,
     )
     train.run(tuning, str(folder / "tuned"), data_dir=str(folder), quiet=True)
     train.run(override(tuning, {"random_init": True}), str(folder / "control"), data_dir=str(folder), quiet=True)
@@ -97,12 +210,55 @@ def runs(few_devices: None, tiny: Experiment, tmp_path_factory: pytest.TempPathF
 
 
 def test_a_fine_tuning_learns_and_says_so(runs: dict[str, pathlib.Path]) -> None:
-    import json
-
     result = json.loads((runs["tuned"] / "result.json").read_text())
     assert result["accuracy"] > 0.9
     assert result["majority"] == 0.5
     assert result["step"] == 120 * 12 // 16
+    assert (result["metric"], result["score"]) == ("accuracy", result["accuracy"])
+
+
+def test_predictions_are_of_every_row_once_and_in_order(runs: dict[str, pathlib.Path]) -> None:
+    """40 rows in batches of 16, the last filled up; the figures of the second set are those of its rows."""
+    result = json.loads((runs["tuned"] / "result.json").read_text())
+    written = {}
+    for name in ("validation", "more", "test"):
+        lines = (runs["tuned"] / "predictions" / f"{name}.tsv").read_text().splitlines()[1:]
+        index, written[name] = zip(*(line.split("\t") for line in lines), strict=True)
+        assert index == tuple(map(str, range(len(lines))))
+    assert {name: len(rows) for name, rows in written.items()} == {"validation": 40, "more": 30, "test": 3}
+    assert written["more"] == written["validation"][10:]
+    right = [row == str(n % 2) for n, row in enumerate(written["validation"])]
+    assert result["accuracy"] == pytest.approx(np.mean(right))
+    assert result["accuracy_more"] == pytest.approx(np.mean(right[10:]))
+
+
+def test_a_finished_run_can_be_asked_for_predictions(runs: dict[str, pathlib.Path], tmp_path: pathlib.Path) -> None:
+    workdir = tmp_path / "again"
+    shutil.copytree(runs["tuned"], workdir)
+    shutil.rmtree(workdir / "predictions")
+    exp = experiment.read_config(str(workdir))
+    before = (workdir / "result.json").read_text()
+    train.run(override(exp, {"predict": False}), str(workdir), data_dir=str(runs["tuned"].parent), quiet=True)
+    assert not (workdir / "predictions").exists()
+    train.run(exp, str(workdir), data_dir=str(runs["tuned"].parent), quiet=True)
+    assert (workdir / "result.json").read_text() == before
+    for file in (runs["tuned"] / "predictions").iterdir():
+        assert (workdir / "predictions" / file.name).read_text() == file.read_text()
+
+
+def test_two_hosts_score_and_predict_as_one(runs: dict[str, pathlib.Path], tmp_path: pathlib.Path) -> None:
+    """The outputs of both are brought together in the examples' order; one of them writes."""
+    exp = dataclasses.replace(experiment.read_config(str(runs["tuned"])), mesh=config.Mesh(data=2))
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    flags = (f"--data_dir={runs['tuned'].parent}", "--multihost", f"--coordinator=localhost:{port}", "--processes=2")
+    lines = [command(exp, tmp_path, tmp_path / "run", *flags, f"--process={number}") for number in range(2)]
+    processes = [subprocess.Popen(line, env=environment(), stderr=subprocess.PIPE, text=True) for line in lines]
+    said = [process.communicate(timeout=240)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
+    for file in (runs["tuned"] / "predictions").iterdir():
+        assert (tmp_path / "run" / "predictions" / file.name).read_text() == file.read_text()
 
 
 def test_it_starts_from_the_pre_trained_weights(runs: dict[str, pathlib.Path], tiny: Experiment) -> None:

@@ -1,14 +1,16 @@
-"""What a task is: its data, its heads, its losses. Pre-training is one, each fine-tuning another; the loop is one."""
+"""What a task is: its data, its heads, its losses, its scores. Pre-training is one, each fine-tuning another; the loop
+is one."""
 
 from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from bert_jax import config
@@ -16,6 +18,7 @@ from bert_jax.tokenizer import Tokenizer
 
 Batch = dict[str, Any]  # named arrays with a leading batch axis
 Pair = tuple[jax.Array, jax.Array]  # a sum and its weight: pairs add up over batches, shards and hosts
+Outputs = Mapping[str, np.ndarray]  # what `Task.kept` keeps, of a whole split: arrays [N, ...] in the source's order
 
 
 @runtime_checkable
@@ -39,20 +42,38 @@ class Context:
 
 
 class Task(abc.ABC):
-    """A frozen dataclass of knobs with these methods. Nothing is read or allocated before `source` is called."""
+    """A frozen dataclass of knobs with these methods. Nothing is read or allocated before `source` is called.
+
+    Training minimises `losses`. Evaluation goes through every example of the splits `validation()` once; what `kept`
+    keeps of each is brought together on the host, and `score` makes the official figures of it. The figures of the
+    first split have their plain names, those of others the split's name after theirs ("accuracy_dev_mismatched").
+    """
 
     # What `init_from` may lack or have to spare, by top-level parameter name. Anything else is an error.
     fresh: ClassVar[tuple[str, ...]] = ()  # starts anew in any case
     optional: ClassVar[tuple[str, ...]] = ()  # starts anew where it is not there
     unused: ClassVar[tuple[str, ...]] = ()  # may be there to no use
 
+    @property
+    def metric(self) -> str:
+        """The figure that counts, the greater the better: what grids and studies choose by. "": none, as the losses."""
+        return ""
+
     def tokenizer(self) -> Tokenizer | None:
         """The tokenizer that the data is bound to, as a corpus is; None where any will do."""
         return None
 
+    def validation(self) -> tuple[str, ...]:
+        """The splits that are scored."""
+        return ("validation",)
+
+    def tests(self) -> tuple[str, ...]:
+        """The splits that are only predicted: their labels are hidden."""
+        return ()
+
     @abc.abstractmethod
     def source(self, split: str, length: int, context: Context) -> Source:
-        """The examples of "train" or "validation", at most `length` tokens each."""
+        """The examples of "train" or of one of `validation()` and `tests()`, at most `length` tokens each."""
 
     @abc.abstractmethod
     def spec(self, batch_size: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
@@ -70,6 +91,71 @@ class Task(abc.ABC):
     def losses(self, outputs: Mapping[str, jax.Array], batch: Batch) -> tuple[dict[str, Pair], dict[str, Pair]]:
         """The losses, whose means add up to the objective, and further metrics, as (sum, weight) pairs."""
 
-    def baselines(self, context: Context, length: int) -> dict[str, float]:
-        """Figures of the validation data that a score must be held against, such as the majority class."""
+    def kept(self, outputs: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        """What `score` and `predictions` need of the outputs, arrays [B, ...], on the device."""
         return {}
+
+    def score(self, source: Any, outputs: Outputs) -> dict[str, float]:
+        """The official figures of a split, from its source and all that was kept. On the host."""
+        return {}
+
+    def predictions(self, split: str, source: Any, outputs: Outputs, scores: Mapping[str, float]) -> dict[str, str]:
+        """Files to write of a split's outputs, by name, as the leaderboard or the reference has them.
+
+        `scores` are the figures of the validation: a threshold that was tuned there holds for the test.
+        """
+        return {}
+
+    def baselines(self, context: Context, length: int) -> dict[str, float]:
+        """Figures of the validation data alone that a score must be held against."""
+        return {}
+
+
+def inputs(*shape: int, **more: tuple[tuple[int, ...], Any]) -> dict[str, jax.ShapeDtypeStruct]:
+    """The half of `spec` that all tasks share: tokens [B, ..., T] and what `data.Batches` adds; and `more` arrays,
+    given as (shape, dtype)."""
+    arrays = {
+        "tokens": (shape, jnp.int32),
+        "segments": (shape, jnp.int32),
+        "mask": (shape, jnp.bool_),
+        "id": (shape[:1], jnp.int32),
+        "visit": (shape[:1], jnp.int32),
+        "weight": (shape[:1], jnp.float32),
+        **more,
+    }
+    return {name: jax.ShapeDtypeStruct(*one) for name, one in arrays.items()}
+
+
+def pack(parts: Sequence[Sequence[Sequence[int]]], length: int, tokenizer: Tokenizer) -> dict[str, np.ndarray]:
+    """[CLS] A [SEP] or [CLS] A [SEP] B [SEP] of each row's token lists, padded: tokens, segments, mask [N, length].
+
+    What is too long is cut at its end, the longer text first, as the reference cuts it.
+    """
+    tokens = np.full((len(parts), length), tokenizer.pad, np.int32)
+    segments, mask = np.zeros_like(tokens), np.zeros(tokens.shape, bool)
+    for row, texts in enumerate(parts):
+        sizes = [len(text) for text in texts]
+        while sum(sizes) > length - 1 - len(sizes):
+            sizes[max(reversed(range(len(sizes))), key=sizes.__getitem__)] -= 1
+        end = 1
+        tokens[row, 0] = tokenizer.cls
+        for segment, (text, size) in enumerate(zip(texts, sizes, strict=True)):
+            start, end = end, end + size + 1
+            tokens[row, start : end - 1] = text[:size]
+            tokens[row, end - 1] = tokenizer.sep
+            segments[row, start:end] = segment
+        mask[row, :end] = True
+    return {"tokens": tokens, "segments": segments, "mask": mask}
+
+
+class Arrays:
+    """A source whose examples lie in memory as arrays [N, ...]."""
+
+    def __init__(self, **arrays: np.ndarray) -> None:
+        self.arrays = arrays
+
+    def __len__(self) -> int:
+        return len(next(iter(self.arrays.values())))
+
+    def batch(self, ids: np.ndarray) -> dict[str, np.ndarray]:
+        return {name: array[ids] for name, array in self.arrays.items()}

@@ -1,141 +1,172 @@
-"""Classification of sentences and sentence pairs, from tab-separated files (paper, section 4.1 and appendix B.1)."""
+"""Classification and regression of sentences and sentence pairs, from rows of a file (paper, section 4.1)."""
 
 from __future__ import annotations
 
 import collections
 import dataclasses
-import os
-import pathlib
+import math
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bert_jax import config, heads, losses
+from bert_jax import config, heads, losses, scores, tables
 from bert_jax.config import nearest, require
-from bert_jax.tasks.base import Batch, Context, Pair, Source, Task
+from bert_jax.tasks.base import Arrays, Batch, Context, Outputs, Pair, Source, Task, inputs, pack
 from bert_jax.tokenizer import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
 class Classify(Task):
-    """A class for each row of a TSV file with a header line: `text` names one column, or two for a pair.
+    """A class for each row of a file, or a number where `labels` is empty. A text is one column or, for a pair, two.
 
-    Paths are relative to the run's data_dir. Quotes are ordinary characters, as in the GLUE files.
+    Files are those that `tables.read` reads: tab- or comma-separated, JSON lines, "tfds:NAME:SPLIT". Their paths are
+    relative to the run's data_dir.
     """
 
     train: str
-    dev: str
-    labels: tuple[str, ...]  # as the file spells them; their order numbers the classes
+    dev: tuple[str, ...]  # the first is what counts; the figures of others carry their names
+    labels: tuple[str, ...] = ()  # as the file spells them; their order numbers the classes
     text: tuple[str, ...] = ("sentence",)
     label: str = "label"
+    test: tuple[str, ...] = ()  # files without labels, to be predicted
+    submissions: tuple[str, ...] = ()  # what the files of their predictions are called; by default as they are
+    spelled: tuple[str, ...] = ()  # how predictions spell the labels, where not as the data does
+    index: str = "index"  # the column that names a row in predictions; where there is none, it is the row's number
+    columns: tuple[str, ...] = ()  # of files without a header line
+    malformed: Literal["error", "skip"] = "error"  # what becomes of a row with too many or too few columns
+    metrics: tuple[str, ...] = ()  # the first is what counts; by default accuracy, of a regression Spearman's
 
     fresh: ClassVar[tuple[str, ...]] = ("classifier",)
     optional: ClassVar[tuple[str, ...]] = ("pooler",)
     unused: ClassVar[tuple[str, ...]] = ("masked_lm", "next_sentence")
 
     def __post_init__(self) -> None:
-        require(len(self.labels) > 1, f"a classification needs at least two labels, not {self.labels}")
+        require(len(self.labels) != 1, f"a classification needs at least two labels, not {self.labels}")
+        require(len(set(self.labels)) == len(self.labels), f"a label is named twice: {self.labels}")
         require(len(self.text) in (1, 2), f"text must name one column or two, not {self.text}")
+        require(len(self.dev) > 0, "dev must name a file")
+        splits = ("train", *self.validation(), *self.tests())
+        require(len(set(splits)) == len(splits), f"two files have one name: {', '.join(splits)}")
+        known = scores.CLASSES if self.labels else scores.VALUES
+        for name in self.metrics:
+            kind = "classes" if self.labels else "a regression"
+            require(name in known, f"{kind} cannot be scored by {name!r}: {nearest(name, known)}")
+        for name, names, count in (
+            ("submissions", self.submissions, len(self.test)),
+            ("spelled", self.spelled, len(self.labels)),
+        ):
+            require(len(names) in (0, count), f"{name} must be {count} names or none, not {len(names)}")
+
+    @property
+    def metric(self) -> str:
+        return (*self.metrics, "accuracy" if self.labels else "spearman")[0]
+
+    def validation(self) -> tuple[str, ...]:
+        return ("validation", *map(tables.stem, self.dev[1:]))
+
+    def tests(self) -> tuple[str, ...]:
+        return tuple(map(tables.stem, self.test))
 
     def source(self, split: str, length: int, context: Context) -> Source:
-        path = os.path.join(context.data_dir, self.train if split == "train" else self.dev)
-        return Examples(read_tsv(path, self.text, self.label, self.labels), length, context.tokenizer)
+        files = {
+            "train": self.train,
+            **dict(zip(self.tests(), self.test, strict=True)),
+            **dict(zip(self.validation(), self.dev, strict=True)),
+        }
+        rows = self.read(tables.path_of(files[split], context.data_dir), labelled=split not in self.tests())
+        return Examples(rows, length, context.tokenizer, np.int32 if self.labels else np.float32)
+
+    def read(self, path: str, labelled: bool = True) -> list[Example]:
+        """The examples of a file; without `labelled`, their labels are 0.
+
+        Raises:
+          ValueError: that names file and line, what was expected and what stands there.
+        """
+        needed = [*self.text, self.label] if labelled else self.text
+        rows = tables.read(path, needed, columns=self.columns, malformed=self.malformed)
+        return [
+            Example(
+                tuple(row.cells[name] for name in self.text),
+                self._number(row) if labelled else 0,
+                row.cells.get(self.index, str(number)),
+            )
+            for number, row in enumerate(rows)
+        ]
+
+    def _number(self, row: tables.Row) -> float | int:
+        """A row's class or value."""
+        cell = row.cells[self.label]
+        if self.labels:
+            names = ", ".join(self.labels)
+            require(cell in self.labels, f"{row.place}: label {cell!r} is none of {names}; name all in task.labels")
+            return self.labels.index(cell)
+        try:
+            value = float(cell)
+        except ValueError:
+            value = math.nan
+        require(math.isfinite(value), f"{row.place}: {self.label} must be a number, not {cell!r}")
+        return value
 
     def spec(self, batch_size: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
-        row, one = (batch_size, length), (batch_size,)
-        return {
-            "tokens": jax.ShapeDtypeStruct(row, jnp.int32),
-            "segments": jax.ShapeDtypeStruct(row, jnp.int32),
-            "mask": jax.ShapeDtypeStruct(row, jnp.bool_),
-            "label": jax.ShapeDtypeStruct(one, jnp.int32),
-            "weight": jax.ShapeDtypeStruct(one, jnp.float32),
-        }
+        return inputs(batch_size, length, label=((batch_size,), jnp.int32 if self.labels else jnp.float32))
 
     def module(self, encoder: config.Encoder) -> nn.Module:
-        return heads.Classification(encoder, len(self.labels))
+        return heads.Classification(encoder, len(self.labels) or 1)
 
     def losses(self, outputs: Mapping[str, jax.Array], batch: Batch) -> tuple[dict[str, Pair], dict[str, Pair]]:
+        if not self.labels:
+            answer = (outputs["logits"][:, 0], batch["label"].astype(jnp.float32), batch["weight"])
+            return {"label_loss": losses.squared_error(*answer)}, {}
         answer = (outputs["logits"], batch["label"], batch["weight"])
         return {"label_loss": losses.cross_entropy(*answer)}, {"accuracy": losses.accuracy(*answer)}
 
-    def baselines(self, context: Context, length: int) -> dict[str, float]:
-        """The share of the largest class: what always answering it would score."""
-        rows = read_tsv(os.path.join(context.data_dir, self.dev), self.text, self.label, self.labels)
-        return {"majority": max(collections.Counter(label for _, label in rows).values()) / len(rows)}
+    def kept(self, outputs: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        return {"logits": outputs["logits"]}
+
+    def score(self, source: Examples, outputs: Outputs) -> dict[str, float]:
+        """The task's metrics, whether all predictions are one, and of classes the share of the largest."""
+        expected, predicted = source.arrays["label"], self._predicted(outputs)
+        known = scores.CLASSES if self.labels else scores.VALUES
+        figures = {name: known[name](predicted, expected) for name in self.metrics or (self.metric,)}
+        figures["constant"] = scores.constant(predicted)
+        if self.labels:
+            figures["majority"] = max(collections.Counter(expected.tolist()).values()) / len(expected)
+        return figures
+
+    def predictions(
+        self, split: str, source: Examples, outputs: Outputs, scores: Mapping[str, float]
+    ) -> dict[str, str]:
+        """A line a row, as GLUE's server wants it: index, tab, label (or value), under a header."""
+        names = dict(zip(self.tests(), self.submissions, strict=False))
+        words = self.spelled or self.labels
+        predicted = self._predicted(outputs)
+        written = [words[int(one)] if words else f"{one:.3f}" for one in predicted]
+        lines = [f"{index}\t{word}" for index, word in zip(source.index, written, strict=True)]
+        return {names.get(split, f"{split}.tsv"): "\n".join(["index\tprediction", *lines]) + "\n"}
+
+    def _predicted(self, outputs: Outputs) -> np.ndarray:
+        """The classes or values [N]."""
+        return outputs["logits"].argmax(axis=1) if self.labels else outputs["logits"][:, 0]
 
 
-def read_tsv(path: str, text: Sequence[str], label: str, labels: Sequence[str]) -> list[tuple[tuple[str, ...], int]]:
-    """The rows of a TSV file with a header: (texts, class).
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """A row: its texts, its class or value, and its name in a file of predictions."""
 
-    Raises:
-      ValueError: that names file and line, what was expected and what stands there.
-    """
-    file = pathlib.Path(path)
-    require(
-        file.is_file(),
-        f"there is no file {path}: --data_dir must name the folder of the official files",
-    )
-    try:
-        # Only "\n" ends a line: some texts hold other characters that Python takes for line ends.
-        lines = file.read_bytes().decode("utf-8-sig").replace("\r\n", "\n").split("\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: byte {error.start} is not UTF-8; convert the file, for example with iconv") from None
-    header = lines[0].split("\t")
-    for name in (*text, label):
-        require(name in header, f"{path}:1: no column {name!r}: {nearest(name, header)}")
-    columns, answer = [header.index(name) for name in text], header.index(label)
-    rows = []
-    for number, line in enumerate(lines[1:], start=2):
-        if not line:
-            continue
-        cells = line.split("\t")
-        require(
-            len(cells) == len(header),
-            f"{path}:{number}: {len(header)} columns expected ({', '.join(header)}), {len(cells)} found: {line[:80]!r}",
-        )
-        require(
-            cells[answer] in labels,
-            f"{path}:{number}: label {cells[answer]!r} is none of {', '.join(labels)}; name all in task.labels",
-        )
-        rows.append((tuple(cells[column] for column in columns), list(labels).index(cells[answer])))
-    require(bool(rows), f"{path}: no rows after the header")
-    return rows
+    texts: tuple[str, ...]
+    label: float | int
+    index: str
 
 
-class Examples:
+class Examples(Arrays):
     """Tokenised rows, padded: tokens, segments and mask [N, T], label [N]."""
 
-    def __init__(self, rows: Sequence[tuple[tuple[str, ...], int]], length: int, tokenizer: Tokenizer) -> None:
-        self.arrays = {**pack([texts for texts, _ in rows], length, tokenizer)}
-        self.arrays["label"] = np.asarray([label for _, label in rows], np.int32)
-
-    def __len__(self) -> int:
-        return len(self.arrays["label"])
-
-    def batch(self, ids: np.ndarray) -> dict[str, np.ndarray]:
-        return {name: array[ids] for name, array in self.arrays.items()}
-
-
-def pack(texts: Sequence[tuple[str, ...]], length: int, tokenizer: Tokenizer) -> dict[str, np.ndarray]:
-    """[CLS] A [SEP] or [CLS] A [SEP] B [SEP] of each row, padded to `length`: tokens, segments, mask [N, T].
-
-    What is too long is cut at its end, the longer text first, as the reference cuts it.
-    """
-    tokens = np.full((len(texts), length), tokenizer.pad, np.int32)
-    segments, mask = np.zeros_like(tokens), np.zeros(tokens.shape, bool)
-    for row, pieces in enumerate(texts):
-        parts = [tokenizer.encode(piece) for piece in pieces]
-        while sum(map(len, parts)) > length - 1 - len(parts):
-            max(reversed(parts), key=len).pop()
-        end = 1
-        tokens[row, 0] = tokenizer.cls
-        for segment, part in enumerate(parts):
-            start, end = end, end + len(part) + 1
-            tokens[row, start:end] = [*part, tokenizer.sep]
-            segments[row, start:end] = segment
-        mask[row, :end] = True
-    return {"tokens": tokens, "segments": segments, "mask": mask}
+    def __init__(self, rows: Sequence[Example], length: int, tokenizer: Tokenizer, dtype: type) -> None:
+        parts = [[tokenizer.encode(text) for text in row.texts] for row in rows]
+        label: np.ndarray = np.asarray([row.label for row in rows], dtype)
+        super().__init__(label=label, **pack(parts, length, tokenizer))
+        self.index = [row.index for row in rows]

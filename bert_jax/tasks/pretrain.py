@@ -15,7 +15,7 @@ from bert_jax import config, heads, losses, masking
 from bert_jax.config import require
 from bert_jax.corpus import Corpus
 from bert_jax.pairing import PairExamples, unigram_entropy
-from bert_jax.tasks.base import Batch, Context, Pair, Source, Task
+from bert_jax.tasks.base import Batch, Context, Pair, Source, Task, inputs
 from bert_jax.tokenizer import Tokenizer
 
 
@@ -53,16 +53,7 @@ class Pretrain(Task):
         )
 
     def spec(self, batch_size: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
-        row, one = (batch_size, length), (batch_size,)
-        return {
-            "tokens": jax.ShapeDtypeStruct(row, jnp.int32),
-            "segments": jax.ShapeDtypeStruct(row, jnp.int32),
-            "mask": jax.ShapeDtypeStruct(row, jnp.bool_),
-            "next_sentence": jax.ShapeDtypeStruct(one, jnp.int32),
-            "id": jax.ShapeDtypeStruct(one, jnp.int32),
-            "visit": jax.ShapeDtypeStruct(one, jnp.int32),
-            "weight": jax.ShapeDtypeStruct(one, jnp.float32),
-        }
+        return inputs(batch_size, length, next_sentence=((batch_size,), jnp.int32))
 
     def module(self, encoder: config.Encoder) -> nn.Module:
         return heads.PreTraining(encoder)

@@ -1,0 +1,99 @@
+"""Rows of files: the formats, what is published oddly, and what is wrong with a file, by file and line."""
+
+import json
+import pathlib
+
+import pytest
+
+from bert_jax import tables
+
+
+def write(folder: pathlib.Path, text: str | bytes, name: str = "file.tsv") -> str:
+    path = folder / name
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return str(path)
+
+
+def cells(path: str, *needed: str, **how: object) -> list[tuple[str, ...]]:
+    rows = tables.read(path, needed, **how)  # type: ignore[arg-type]
+    return [tuple(row.cells[name] for name in needed) for row in rows]
+
+
+def test_a_tsv_is_read_as_it_is_published(tmp_path: pathlib.Path) -> None:
+    """A byte order mark, Windows line ends, lone quotes, a line separator in a text, an empty last line."""
+    path = write(tmp_path, '\ufeffa\tb\r\nan "odd quote\t1\r\nline\u2028break\t0\r\n\r\n')
+    assert cells(path, "b", "a") == [("1", 'an "odd quote'), ("0", "line\u2028break")]
+    assert [row.place for row in tables.read(path, ["a"])] == [f"{path}:2", f"{path}:3"]
+
+
+def test_a_csv_has_quoted_cells(tmp_path: pathlib.Path) -> None:
+    path = write(tmp_path, 'a,b\n"x, ""y""\nz",1\nw,2\n', "file.csv")
+    assert cells(path, "a", "b") == [('x, "y"\nz', "1"), ("w", "2")]
+    assert [row.place for row in tables.read(path, ["a"])] == [f"{path}:2", f"{path}:4"]
+
+
+def test_json_lines(tmp_path: pathlib.Path) -> None:
+    lines = [{"a": "x\ty", "b": 1, "c": True}, {"b": 2.5, "a": "z"}]
+    path = write(tmp_path, "\n".join(map(json.dumps, lines)) + "\n\n", "file.jsonl")
+    assert cells(path, "a", "b") == [("x\ty", "1"), ("z", "2.5")]
+
+
+def test_a_file_without_a_header_names_its_columns_elsewhere(tmp_path: pathlib.Path) -> None:
+    """A first line that holds the columns' names is a header all the same: CoLA's test file has one."""
+    bare, headed = write(tmp_path, "1\tx\n0\ty\n"), write(tmp_path, "id\ta\n7\tz\n", "headed.tsv")
+    assert cells(bare, "a", columns=("b", "a")) == [("x",), ("y",)]
+    assert cells(headed, "a", columns=("b", "a")) == [("z",)]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("f.tsv", "a\tb\ngood\t1\nbad\n", r"f.tsv:3: 2 columns expected \(a, b\), 1 found: 'bad'"),
+        ("f.tsv", "a\tb\nx\ty\t1\n", r"f.tsv:2: 2 columns expected .*, 3 found: 'x \| y \| 1'"),
+        ("f.tsv", "aa\tb\nx\t1\n", r"f.tsv:1: no column 'a': did you mean 'aa'\?"),
+        ("f.tsv", "a\tb\n", "no rows after the header"),
+        ("f.tsv", "", r"f.tsv: no rows"),
+        ("f.tsv", b"a\tb\nx\xff\t1\n", "byte 5 is not UTF-8"),
+        ("f.csv", 'a,b\nx,1\n"y,2\nz,3\n', r"f.csv:3: unexpected end of data: is a quote left open"),
+        ("f.csv", 'a,b\n"x"y,1\n', r"f.csv:2: .*: is a quote left open or not doubled"),
+        ("f.jsonl", '{"a": 1, "b": 2}\n{"a": 1\n', r"f.jsonl:2: no JSON object"),
+        ("f.jsonl", '{"a": 1, "bb": 2}\n', r"f.jsonl:1: no field 'b': did you mean 'bb'"),
+        ("f.jsonl", "[1]\n", r"f.jsonl:1: a JSON object is expected, not '\[1\]'"),
+    ],
+)
+def test_a_bad_file_is_named_with_its_line(tmp_path: pathlib.Path, name: str, text: str | bytes, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        tables.read(write(tmp_path, text, name), ["a", "b"])
+
+
+def test_malformed_rows_may_be_skipped_and_are_counted(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = []
+    monkeypatch.setattr(tables.logging, "warning", lambda text, *values: said.append(text % values))
+    path = write(tmp_path, "a\tb\nx\t1\nbad\ny\t2\nworse\n")
+    assert cells(path, "a", malformed="skip") == [("x",), ("y",)]
+    assert said == [f"{path}: 2 malformed rows skipped, the first in line 3"]
+
+
+def test_a_missing_file_asks_for_the_data_dir(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(ValueError, match="--data_dir must name the folder"):
+        tables.read(str(tmp_path / "absent.tsv"), ["a"])
+
+
+@pytest.mark.parametrize(
+    ("name", "stem"),
+    [
+        ("MNLI/dev_mismatched.tsv", "dev_mismatched"),
+        ("tfds:glue/mnli:validation_mismatched", "validation_mismatched"),
+        ("eng.testb", "eng.testb"),
+        ("en-ud-train.conllu.xz", "en-ud-train"),
+        ("/data/a.b.jsonl", "a.b"),
+    ],
+)
+def test_stems(name: str, stem: str) -> None:
+    assert tables.stem(name) == stem
+
+
+def test_paths_are_relative_to_the_data_dir() -> None:
+    assert tables.path_of("a/b.tsv", "data") == "data/a/b.tsv"
+    assert tables.path_of("/a/b.tsv", "data") == "/a/b.tsv"
+    assert tables.path_of("tfds:a:b", "data") == "tfds:a:b"
