@@ -16,8 +16,11 @@ from etils import epath
 from bert_jax import config
 from bert_jax.config import require
 from bert_jax.tasks.base import Task
+from bert_jax.tasks.choice import Choose
 from bert_jax.tasks.classify import Classify
 from bert_jax.tasks.pretrain import Pretrain
+from bert_jax.tasks.squad import Squad
+from bert_jax.tasks.tagging import Tag
 
 # How position embeddings are made of those of weights that have another number of them. "same": not at all. Fewer:
 # "cut" leaves out the last. More: "fresh" adds random ones, "tile" begins again with the first, "interpolate" spreads.
@@ -83,7 +86,7 @@ def _importable(folder: pathlib.Path) -> Iterator[None]:
 
 def kinds() -> dict[str, type]:
     """The config classes by name: this package's, its tasks', and any other task's that is imported."""
-    values = [*vars(config).values(), Experiment, Pretrain, Classify, *_subclasses(Task)]
+    values = [*vars(config).values(), Experiment, Pretrain, Classify, Squad, Tag, Choose, *_subclasses(Task)]
     return {value.__name__: value for value in values if isinstance(value, type) and dataclasses.is_dataclass(value)}
 
 

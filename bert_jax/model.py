@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -10,11 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bert_jax import config, encoder, heads, pretrained, tokenizer
+from bert_jax import config, encoder, heads, pretrained, scores, tokenizer
 from bert_jax.config import require
 from bert_jax.experiment import Experiment
-from bert_jax.tasks.base import pack
+from bert_jax.tasks.base import Arrays, Source, pack
+from bert_jax.tasks.choice import Choice, Choices, Choose
 from bert_jax.tasks.classify import Classify
+from bert_jax.tasks.squad import Answer, Question, Squad, Windows
+from bert_jax.tasks.tagging import Sentence, Sentences, Tag
 
 
 class Filling(NamedTuple):
@@ -30,6 +34,38 @@ class Prediction(NamedTuple):
 
     label: str
     probabilities: dict[str, float]
+
+
+class Word(NamedTuple):
+    """A word [start, stop) of a text, in characters, and its tag."""
+
+    text: str
+    start: int
+    stop: int
+    tag: str
+
+
+class Entity(NamedTuple):
+    """What words of one kind make up together, [start, stop) of the text."""
+
+    text: str
+    kind: str
+    start: int
+    stop: int
+
+
+class Tagged(NamedTuple):
+    """A text's words with their tags, and the entities that the tags mark, if they mark any."""
+
+    words: list[Word]
+    entities: list[Entity]
+
+
+class Chosen(NamedTuple):
+    """The number of the ending that fits best, from 0, and the probability of each."""
+
+    choice: int
+    probabilities: list[float]
 
 
 class Hidden(NamedTuple):
@@ -60,7 +96,7 @@ class Model:
           >>> model.encode(["a short text"]).last.mean(axis=1)  # a sentence embedding   # doctest: +SKIP
         """
         rows = _rows(texts)
-        batch = self._packed(rows)
+        batch = self._packed(rows).arrays
         found = []
         for part in _parts(batch, batch_size):
             output = self._encode({"params": self.params["encoder"]}, part["tokens"], part["segments"], part["mask"])
@@ -128,21 +164,102 @@ class Model:
         task = self.experiment.task
         require(isinstance(task, Classify), "this model has no classifier: load the workdir of a fine-tuning run")
         assert isinstance(task, Classify)
-        rows = _rows(texts)
-        logits = [self.outputs(part)["logits"] for part in _parts(self._packed(rows), batch_size)]
-        chances = np.asarray(jax.nn.softmax(jnp.asarray(np.concatenate(logits)[: len(rows)])))
+        require(bool(task.labels), "this model gives a score, no class: ask it with `score`")
+        chances = _softmax(self._kept(self._packed(_rows(texts)), batch_size)["logits"])
         return [
-            Prediction(task.labels[int(row.argmax())], dict(zip(task.labels, map(float, row), strict=True)))
+            Prediction(task.labels[int(row.argmax())], dict(zip(task.labels, row.tolist(), strict=True)))
             for row in chances
         ]
 
-    def _packed(self, rows: list[tuple[str, ...]]) -> dict[str, np.ndarray]:
+    def score(self, texts: str | Sequence[str | tuple[str, str]], batch_size: int = 32) -> list[float]:
+        """The value that a regression gives each text, or pair of texts.
+
+        Raises:
+          ValueError: where the run trained no regression.
+        """
+        task = self.experiment.task
+        require(isinstance(task, Classify) and not task.labels, "this model has no regression: load that run's workdir")
+        return self._kept(self._packed(_rows(texts)), batch_size)["logits"][:, 0].tolist()
+
+    def answer(self, questions: Sequence[tuple[str, str]], batch_size: int = 32) -> list[Answer]:
+        """For each question and context, the spans of the context that may answer it, best first.
+
+        Raises:
+          ValueError: where the run was not trained on questions.
+
+        Example:
+          >>> model.answer([("Who?", "It was Ada.")])[0].candidates[0].text   # doctest: +SKIP
+        """
+        task = self.experiment.task
+        require(isinstance(task, Squad), "this model answers no questions: load the workdir of a run of task Squad")
+        assert isinstance(task, Squad)
+        require(len(questions) > 0, "there are no questions")
+        asked = [Question(str(n), question, context) for n, (question, context) in enumerate(questions)]
+        sizes = [len(self.tokenizer.encode(one.text)) + len(self.tokenizer.encode(one.context)) + 3 for one in asked]
+        length = min(self._length(max(sizes)), self.experiment.phases[-1].length)
+        source = Windows(asked, length, task.stride, task.question, self.tokenizer)
+        return list(task.decode(source, self._kept(source, batch_size)).values())
+
+    def tag(self, texts: str | Sequence[str | Sequence[str]], batch_size: int = 32) -> list[Tagged]:
+        """The tags of each text's words. A text may be given as its words: training data has its own idea of them.
+
+        Raises:
+          ValueError: where the run trained no tagger, or a text has no words.
+        """
+        task = self.experiment.task
+        require(isinstance(task, Tag), "this model tags no words: load the workdir of a run of task Tag")
+        assert isinstance(task, Tag)
+        given = [texts] if isinstance(texts, str) else list(texts)
+        whole = [one if isinstance(one, str) else " ".join(one) for one in given]
+        spans = [
+            list(_WORD.finditer(one)) if isinstance(one, str) else list(re.finditer(r"[^ ]+", text))
+            for one, text in zip(given, whole, strict=True)
+        ]
+        require(bool(spans) and all(spans), "a text has no words")
+        documents = [
+            [Sentence(words, (task.labels[0],) * len(words))] for words in (tuple(w[0] for w in s) for s in spans)
+        ]
+        longest = max(sum(len(self.tokenizer.encode(word)) or 1 for word in one[0].words) + 2 for one in documents)
+        length = min(self._length(longest), self.experiment.phases[-1].length)
+        source = Sentences(documents, task.labels, length, self.tokenizer, document=task.document)
+        found = []
+        for text, words, tags in zip(whole, spans, source.tags(self._kept(source, batch_size)["tags"]), strict=True):
+            tagged = [Word(word[0], *word.span(), tag) for word, tag in zip(words, tags, strict=True)]
+            places = [(c.kind, words[c.start].start(), words[c.stop - 1].end()) for c in scores.chunks(tags) if c.kind]
+            found.append(Tagged(tagged, [Entity(text[low:high], kind, low, high) for kind, low, high in places]))
+        return found
+
+    def choose(self, questions: Sequence[tuple[str, Sequence[str]]], batch_size: int = 32) -> list[Chosen]:
+        """For each context and its endings, which ending fits best; all have as many endings.
+
+        Raises:
+          ValueError: where the run was not trained on choices.
+        """
+        task = self.experiment.task
+        require(isinstance(task, Choose), "this model makes no choices: load the workdir of a run of task Choose")
+        require(len(questions) > 0, "there are no questions")
+        require(len({len(endings) for _, endings in questions}) == 1, "all contexts must have as many endings")
+        rows = [Choice(context, tuple(endings)) for context, endings in questions]
+        sizes = [len(self.tokenizer.encode(f"{row.context} {ending}")) + 3 for row in rows for ending in row.endings]
+        source = Choices(rows, self._length(max(sizes)), self.tokenizer)
+        return [Chosen(int(row.argmax()), row.tolist()) for row in _softmax(self._kept(source, batch_size)["logits"])]
+
+    def _kept(self, source: Source, batch_size: int) -> dict[str, np.ndarray]:
+        """What the task keeps of every example, in order, computed in batches of one shape."""
+        found = []
+        for start in range(0, len(source), batch_size):
+            ids = np.minimum(np.arange(start, start + batch_size), len(source) - 1)
+            outputs: Any = self._heads({"params": self.params}, source.batch(ids))
+            found.append(jax.device_get(self.experiment.task.kept(outputs)))
+        return {name: np.concatenate([part[name] for part in found])[: len(source)] for name in found[0]}
+
+    def _packed(self, rows: list[tuple[str, ...]]) -> Arrays:
         parts = [[self.tokenizer.encode(text) for text in row] for row in rows]
         longest = max(sum(len(part) + 1 for part in row) + 1 for row in parts)
-        return pack(parts, self._length(longest), self.tokenizer)
+        return Arrays(**pack(parts, self._length(longest), self.tokenizer))
 
     def _length(self, longest: int) -> int:
-        """Few shapes are few compilations."""
+        """The length of a batch whose longest row has so many tokens: few shapes are few compilations."""
         return min(-(-longest // 32) * 32, self.config.max_positions)
 
 
@@ -162,6 +279,15 @@ def load(directory: str) -> Model:
     # Array by array: what is on the device needs no copy on the host.
     params = jax.tree.map(lambda leaf: jax.block_until_ready(jnp.asarray(np.asarray(leaf))), params)
     return Model(source.experiment, params, source.tokenizer)
+
+
+# Words within a text: letters and digits, joined by a mark between two of them, or any other character by itself.
+_WORD = re.compile(r"[^\W_]+(?:[-.,'’&/][^\W_]+)*|\S")
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    scale = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True))
+    return scale / scale.sum(axis=-1, keepdims=True)
 
 
 def _rows(texts: str | Sequence[str | tuple[str, str]]) -> list[tuple[str, ...]]:

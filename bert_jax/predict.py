@@ -8,46 +8,91 @@ from typing import Any
 
 from bert_jax.config import require
 from bert_jax.model import Model
+from bert_jax.tasks.choice import Choose
+from bert_jax.tasks.classify import Classify
+from bert_jax.tasks.squad import Squad
+from bert_jax.tasks.tagging import Tag
 
 
-def parse(number: int, line: str) -> str | tuple[str, str]:
-    """A text or a pair from an input line: plain, "text<tab>pair", or a JSON object with "text" and perhaps "pair".
+def parse(
+    number: int, line: str, names: Sequence[str], optional: Sequence[str] = (), lists: bool = False
+) -> dict[str, Any]:
+    """The fields of an input line: a JSON object that has `names` and perhaps `optional`, or the same parted by tabs.
+
+    Values are texts, with `lists` also lists of texts.
 
     Raises:
       ValueError: that names the line.
     """
     line = line.rstrip("\n")
-    require(line.strip() != "", f"line {number} is empty: one text a line")
+    require(line.strip() != "", f"line {number} is empty: one question a line")
     if line.startswith("{"):
         try:
             found: dict[str, Any] = json.loads(line)
         except json.JSONDecodeError as error:
             raise ValueError(f"line {number}: no JSON object: {error}") from None
-        require(isinstance(found.get("text"), str), f'line {number}: a JSON object needs a "text": {line[:80]}')
-        return (found["text"], found["pair"]) if "pair" in found else found["text"]
-    text, tab, pair = line.partition("\t")
-    return (text, pair) if tab else text
+    else:
+        found = dict(zip([*names, *optional], line.split("\t", len(names) + len(optional) - 1), strict=False))
+    missing = [name for name in names if not isinstance(found.get(name), (str, list) if lists else str)]
+    wanted = " and ".join(map(repr, names))
+    require(not missing, f"line {number} needs {wanted}, as a JSON object or parted by tabs: {line[:80]!r}")
+    return found
 
 
-def answers(model: Model, lines: Sequence[tuple[int, str]], top: int) -> Iterator[str]:
-    """A JSON line for each numbered input line: fillings of its [MASK], or its class.
+def answers(model: Model, lines: Sequence[tuple[int, str]], top: int = 5, null_threshold: float = 0.0) -> Iterator[str]:
+    """A JSON line for each numbered input line: what it holds, and what the model's task says to it.
+
+    A pre-training run fills in the [MASK] of a "text"; a classifier labels and a regression scores a "text" and perhaps
+    its "pair"; a tagger tags a "text"; to a "question" and its "context" there is an answer, with its place in the
+    context, "" where the odds of no answer are above `null_threshold`; of a "context" and its "endings" one is chosen.
 
     Raises:
       ValueError: that names the line that cannot be answered, or says what the model lacks.
     """
-    texts = [parse(number, line) for number, line in lines]
-    if "classifier" in model.params:
-        for text, answer in zip(texts, model.classify(texts, batch_size=len(texts)), strict=True):
-            yield _json(text, label=answer.label, probabilities=answer.probabilities)
-        return
-    for (number, _), text in zip(lines, texts, strict=True):
-        require(isinstance(text, str), f"line {number}: a [MASK] is filled in one text, not in a pair")
-        assert isinstance(text, str)
-        try:
-            yield _json(text, fill=[one._asdict() for one in model.fill_mask(text, top)])
-        except ValueError as error:
-            raise ValueError(f"line {number}: {error}") from None
+    task = model.experiment.task
+    names, optional = ["text"], []
+    if isinstance(task, Classify):
+        optional = ["pair"]
+    elif isinstance(task, Squad):
+        names = ["question", "context"]
+    elif isinstance(task, Choose):
+        names = ["context", "endings"]
+    lists = isinstance(task, (Tag, Choose))
+    rows = [parse(number, line, names, optional, lists) for number, line in lines]
+    for row, answer in zip(rows, _ask(model, lines, rows, top, null_threshold), strict=True):
+        yield json.dumps({**row, **answer}, ensure_ascii=False)
 
 
-def _json(text: str | tuple[str, str], **answer: Any) -> str:
-    return json.dumps({"text": text, **answer}, ensure_ascii=False)
+def _ask(
+    model: Model, lines: Sequence[tuple[int, str]], rows: Sequence[dict[str, Any]], top: int, null_threshold: float
+) -> Iterator[dict[str, Any]]:
+    task, size = model.experiment.task, len(rows)
+    if isinstance(task, Classify):
+        texts = [(row["text"], row["pair"]) if "pair" in row else row["text"] for row in rows]
+        if task.labels:
+            yield from (one._asdict() for one in model.classify(texts, size))
+        else:
+            yield from ({"score": score} for score in model.score(texts, size))
+    elif isinstance(task, Squad):
+        for answer in model.answer([(row["question"], row["context"]) for row in rows], size):
+            best = next((one for one in answer.candidates if one.text), None)
+            none = best is None or (task.unanswerable and answer.null_odds > null_threshold)
+            place = {} if none or best is None else {"start": best.start, "end": best.stop, "score": best.probability}
+            odds = {"null_odds": answer.null_odds} if task.unanswerable else {}
+            yield {"answer": "" if none or best is None else best.text, **place, **odds}
+    elif isinstance(task, Tag):
+        for tagged in model.tag([row["text"] for row in rows], size):
+            words = [(word.text, word.tag) for word in tagged.words]
+            yield {"tags": words, "entities": [entity._asdict() for entity in tagged.entities]}
+    elif isinstance(task, Choose):
+        for (number, _), row in zip(lines, rows, strict=True):
+            endings = row["endings"] if isinstance(row["endings"], list) else row["endings"].split("\t")
+            require(len(endings) > 1, f"line {number} needs two endings or more")
+            chosen = model.choose([(row["context"], endings)], 1)[0]
+            yield {"endings": endings, **chosen._asdict()}
+    else:
+        for (number, _), row in zip(lines, rows, strict=True):
+            try:
+                yield {"fill": [one._asdict() for one in model.fill_mask(row["text"], top)]}
+            except ValueError as error:
+                raise ValueError(f"line {number}: {error}") from None

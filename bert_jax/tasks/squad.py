@@ -1,0 +1,368 @@
+"""Question answering as SQuAD has it, with and without answers (paper, sections 4.2 and 4.3; reference: run_squad.py).
+
+A context that is too long is read in windows. A token that lies in several is scored in the one where it has the most
+context. The reference cuts the context at white space first and rebuilds an answer's text from its words; here each
+token knows the characters that it came from, so an answer is a slice of the original context.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+
+from bert_jax import config, heads, losses, scores, tables
+from bert_jax.config import require
+from bert_jax.tasks.base import Batch, Context, Outputs, Pair, Source, Task, inputs
+from bert_jax.tokenizer import Tokenizer
+
+NO_CANDIDATE = 1e6  # the odds of no answer, where no span can be one
+
+
+@dataclasses.dataclass(frozen=True)
+class Squad(Task):
+    """The span of a context that answers a question, from files in SQuAD's JSON form, in any language."""
+
+    train: str
+    dev: str
+    test: str = ""  # a file without answers, to be predicted
+    unanswerable: bool = False  # as in SQuAD 2.0, some questions have no answer
+    stride: int = 128  # tokens from one window to the next
+    question: int = 64  # tokens that are read of a question
+    answer: int = 30  # tokens of the longest answer
+    best: int = 20  # candidates for each question
+    null_threshold: float | None = None  # odds above which there is no answer; none: those best on dev
+    misplaced: Literal["error", "relocate", "skip"] = "error"  # of answers that are not at their offset
+
+    fresh: ClassVar[tuple[str, ...]] = ("span",)
+    unused: ClassVar[tuple[str, ...]] = ("pooler", "masked_lm", "next_sentence", "classifier")
+
+    def __post_init__(self) -> None:
+        for name in ("stride", "question", "answer", "best"):
+            require(getattr(self, name) > 0, f"{name} must be above 0, not {getattr(self, name)}")
+
+    @property
+    def metric(self) -> str:
+        """F1; of SQuAD 2.0 that at the best threshold, as the paper reports it."""
+        return "best_f1" if self.unanswerable else "f1"
+
+    def tests(self) -> tuple[str, ...]:
+        return ("test",) if self.test else ()
+
+    def source(self, split: str, length: int, context: Context) -> Source:
+        path = tables.path_of({"train": self.train, "validation": self.dev, "test": self.test}[split], context.data_dir)
+        questions = list(read(path))
+        if split != "test":
+            questions = self.located(questions, path, train=split == "train")
+        return Windows(questions, length, self.stride, self.question, context.tokenizer)
+
+    def located(self, questions: Sequence[Question], path: str, train: bool) -> list[Question]:
+        """The questions with answers that stand at their offsets; of those that do not, what `misplaced` says.
+
+        A question that is skipped is not trained on; in a dev set it is still scored.
+
+        Raises:
+          ValueError: that names the file and the question.
+        """
+        found, lost, moved = [], 0, 0
+        for one in questions:
+            where = f"{path}: question {one.id}"
+            require(
+                bool(one.answers) or self.unanswerable or not train,
+                f"{where} has no answer: a set like SQuAD 2.0 needs task.unanswerable=true",
+            )
+            if not one.answers:
+                found.append(one)
+                continue
+            text, start = one.answers[0]
+            if text and one.context[start : start + len(text)] == text and start >= 0:
+                found.append(one)
+                continue
+            there = one.context[max(start, 0) : max(start, 0) + len(text)]
+            message = f"{where}: the answer {text!r} is not at its offset {start}, there is {there!r}"
+            require(self.misplaced != "error", f"{message}; task.misplaced can relocate or skip such answers")
+            places = list(_occurrences(one.context, text)) if self.misplaced == "relocate" else []
+            if places:
+                nearest = min(places, key=lambda place: abs(place - start))
+                found.append(one._replace(answers=((text, nearest), *one.answers[1:])))
+                moved += 1
+            else:
+                lost += 1
+                if not train:
+                    found.append(one._replace(located=False))
+        if lost or moved:
+            logging.warning("%s: %d answers are not at their offset; %d relocated", path, lost + moved, moved)
+        require(bool(found), f"{path}: no questions")
+        return found
+
+    def spec(self, batch_size: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
+        return inputs(batch_size, length, start=((batch_size,), jnp.int32), end=((batch_size,), jnp.int32))
+
+    def module(self, encoder: config.Encoder) -> nn.Module:
+        return heads.SpanPrediction(encoder)
+
+    def losses(self, outputs: Mapping[str, jax.Array], batch: Batch) -> tuple[dict[str, Pair], dict[str, Pair]]:
+        """The mean of the two ends' losses. A window without the answer, and a question without, point at [CLS]."""
+        (start, weight), (end, _) = (
+            losses.cross_entropy(outputs[f"{side}_logits"], batch[side], batch["weight"]) for side in ("start", "end")
+        )
+        return {"span_loss": ((start + end) / 2, weight)}, {}
+
+    def kept(self, outputs: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        return {"start": outputs["start_logits"], "end": outputs["end_logits"]}
+
+    def score(self, source: Windows, outputs: Outputs) -> dict[str, float]:
+        answers = self.decode(source, outputs)
+        golds = {one.id: [text for text, _ in one.answers] for one in source.questions}
+        predicted = {key: one.best_text for key, one in answers.items()}
+        if not self.unanswerable:
+            return scores.squad(predicted, golds)
+        odds = {key: one.null_odds for key, one in answers.items()}
+        figures = scores.squad2(predicted, golds, odds, self.null_threshold or 0.0)
+        return {**figures, "constant": float(len(set(predicted.values())) == 1)}
+
+    def predictions(self, split: str, source: Windows, outputs: Outputs, scores: Mapping[str, float]) -> dict[str, str]:
+        """predictions.json, nbest_predictions.json and, for SQuAD 2.0, null_odds.json, as the reference writes them.
+
+        Those of the test split begin with "test_".
+        """
+        answers = self.decode(source, outputs)
+        tuned = scores.get("best_f1_threshold", 0.0) if self.null_threshold is None else self.null_threshold
+        found: dict[str, Any] = {
+            "predictions.json": {key: one.text(tuned if self.unanswerable else None) for key, one in answers.items()},
+            "nbest_predictions.json": {key: [c.written() for c in one.candidates] for key, one in answers.items()},
+        }
+        if self.unanswerable:
+            found["null_odds.json"] = {key: one.null_odds for key, one in answers.items()}
+        prefix = "" if split == "validation" else f"{split}_"
+        return {prefix + name: json.dumps(values, indent=4) + "\n" for name, values in found.items()}
+
+    def decode(self, source: Windows, outputs: Outputs) -> dict[str, Answer]:
+        """The answers to all questions, by id, in their order, from start and end logits [N, T]."""
+        spans: list[list[Candidate]] = [[] for _ in source.questions]
+        nulls: list[Candidate | None] = [None for _ in source.questions]
+        for window in range(len(source)):
+            number = int(source.table[window, 0])
+            start, end = (outputs[side][window].astype(np.float64) for side in ("start", "end"))
+            null = Candidate("", 0, 0, float(start[0]), float(end[0]))
+            before = nulls[number]
+            if before is None or null.score < before.score:
+                nulls[number] = null
+            spans[number] += self._spans(source, window, start, end)
+        found = {}
+        for question, candidates, lowest in zip(source.questions, spans, nulls, strict=True):
+            assert lowest is not None  # a context has a window, even an empty one
+            if self.unanswerable:
+                candidates = [*candidates, lowest]
+            chosen: dict[str, Candidate] = {}
+            for one in sorted(candidates, key=lambda c: -c.score):
+                if len(chosen) == self.best:
+                    break
+                chosen.setdefault(one.text, one)
+            if self.unanswerable:
+                chosen.setdefault("", lowest)
+            ranked = list(chosen.values()) or [Candidate("empty", 0, 0, 0.0, 0.0)]
+            scale = np.exp([one.score - ranked[0].score for one in ranked])
+            chances = scale / scale.sum()
+            ranked = [one._replace(probability=float(p)) for one, p in zip(ranked, chances, strict=True)]
+            text = next((one for one in ranked if one.text), None)
+            found[question.id] = Answer(ranked, lowest.score - text.score if text else NO_CANDIDATE)
+        return found
+
+    def _spans(self, source: Windows, window: int, start: np.ndarray, end: np.ndarray) -> Iterator[Candidate]:
+        """A window's spans between the best starts and the best ends, of all its tokens, that can be answers."""
+        shape = source.shape(window)
+        starts, ends = (np.argsort(-side[: shape.size], kind="stable")[: self.best].tolist() for side in (start, end))
+        starts = [place for place in starts if shape.in_context(place) and shape.most_context[place - shape.first]]
+        for i in starts:
+            for j in ends:
+                if shape.in_context(j) and i <= j < i + self.answer:
+                    low, high = int(shape.offsets[i - shape.first][0]), int(shape.offsets[j - shape.first][1])
+                    yield Candidate(shape.context[low:high], low, high, float(start[i]), float(end[j]))
+
+
+class Question(NamedTuple):
+    """A question, its context, and its gold answers with the characters that they begin at."""
+
+    id: str
+    text: str
+    context: str
+    answers: tuple[tuple[str, int], ...] = ()
+    located: bool = True  # the first answer stands where it says
+
+
+class Candidate(NamedTuple):
+    """A span of the context, [start, stop) in characters, and its logits; "" is no answer."""
+
+    text: str
+    start: int
+    stop: int
+    start_logit: float
+    end_logit: float
+    probability: float = 0.0
+
+    @property
+    def score(self) -> float:
+        return self.start_logit + self.end_logit
+
+    def written(self) -> dict[str, Any]:
+        """As in nbest_predictions.json."""
+        names = ("text", "probability", "start_logit", "end_logit")
+        return {name: getattr(self, name) for name in names}
+
+
+class Answer(NamedTuple):
+    """The candidates of a question, best first, and by how much no answer outscores the best that is one."""
+
+    candidates: list[Candidate]
+    null_odds: float
+
+    @property
+    def best_text(self) -> str:
+        """The best answer that is one; "" where there is none."""
+        return next((one.text for one in self.candidates if one.text), "")
+
+    def text(self, threshold: float | None) -> str:
+        """The answer, "" where the odds of none are above the threshold; None: there always is one."""
+        return "" if threshold is not None and self.null_odds > threshold else self.best_text
+
+
+def read(path: str) -> Iterator[Question]:
+    """The questions of a file in SQuAD's form: data > paragraphs > context, qas > id, question, answers.
+
+    Raises:
+      ValueError: that says where the file is not of that form.
+    """
+    try:
+        content = json.loads(tables.read_text(path))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: no JSON: {error}") from None
+    place = path
+    try:
+        for article in content["data"]:
+            for paragraph in article["paragraphs"]:
+                for entry in paragraph["qas"]:
+                    place = f"{path}: question {entry['id']}"
+                    golds = [] if entry.get("is_impossible") else entry.get("answers", [])
+                    answers = tuple((gold["text"], int(gold["answer_start"])) for gold in golds)
+                    yield Question(str(entry["id"]), entry["question"], paragraph["context"], answers)
+    except (KeyError, TypeError, ValueError) as error:
+        said = f"no {error}" if isinstance(error, KeyError) else str(error)
+        raise ValueError(
+            f"{place}: not SQuAD's form, data > paragraphs > context, qas > id, question, answers > text, "
+            f"answer_start: {said}"
+        ) from None
+
+
+def _occurrences(context: str, text: str) -> Iterator[int]:
+    place = context.find(text) if text else -1
+    while place >= 0:
+        yield place
+        place = context.find(text, place + 1)
+
+
+class Shape(NamedTuple):
+    """What a window's places mean: 0 is [CLS], then the question, then the context from `first` on, then [SEP]."""
+
+    first: int
+    size: int  # tokens, padding not counted
+    offsets: np.ndarray  # int [K, 2]: the characters of the window's K context tokens
+    most_context: np.ndarray  # bool [K]: no other window has more context for the token
+    context: str
+
+    def in_context(self, place: int) -> bool:
+        return self.first <= place < self.first + len(self.offsets)
+
+
+class Windows:
+    """[CLS] question [SEP] part of the context [SEP], for each part of each context: the examples of a file."""
+
+    def __init__(
+        self, questions: Sequence[Question], length: int, stride: int, question: int, tokenizer: Tokenizer
+    ) -> None:
+        self.questions, self.length, self.tokenizer = questions, length, tokenizer
+        self._asked = [np.asarray(tokenizer.encode(one.text)[:question], np.int32) for one in questions]
+        read: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        rows = []
+        for number, (one, asked) in enumerate(zip(questions, self._asked, strict=True)):
+            if one.context not in read:
+                tokens, offsets = tokenizer.encode_with_offsets(one.context)
+                read[one.context] = np.asarray(tokens, np.int32), np.asarray(offsets, np.int32).reshape(-1, 2)
+            room = length - len(asked) - 3
+            require(room > 0, f"length {length} leaves no room for a context beside a question of {len(asked)} tokens")
+            first, last = answer_tokens(one, read[one.context][1])
+            for start, stop in windows(len(read[one.context][0]), room, stride):
+                inside = start <= first <= last < stop
+                shift = len(asked) + 2 - start
+                rows.append((number, start, stop, first + shift if inside else 0, last + shift if inside else 0))
+        self._read = read
+        self.table = np.asarray(rows, np.int32).reshape(-1, 5)  # question, [start, stop) in the context, the answer
+        self._first = np.searchsorted(self.table[:, 0], np.arange(len(questions) + 1))  # a question's first window
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def batch(self, ids: np.ndarray) -> dict[str, np.ndarray]:
+        tokens = np.full((len(ids), self.length), self.tokenizer.pad, np.int32)
+        segments, mask = np.zeros_like(tokens), np.zeros(tokens.shape, bool)
+        for row, (number, start, stop) in enumerate(self.table[ids, :3]):
+            asked, context = self._asked[number], self._read[self.questions[number].context][0]
+            sep = [self.tokenizer.sep]
+            whole = np.concatenate([[self.tokenizer.cls], asked, sep, context[start:stop], sep])
+            tokens[row, : len(whole)], mask[row, : len(whole)] = whole, True
+            segments[row, len(asked) + 2 : len(whole)] = 1
+        return {
+            "tokens": tokens,
+            "segments": segments,
+            "mask": mask,
+            "start": self.table[ids, 3],
+            "end": self.table[ids, 4],
+        }
+
+    def shape(self, window: int) -> Shape:
+        """What the places of a window mean."""
+        number, start, stop = self.table[window, :3].tolist()
+        first, context = len(self._asked[number]) + 2, self.questions[number].context
+        siblings = self.table[self._first[number] : self._first[number + 1], 1:3]
+        best = most_context(siblings)[start:stop] == window - self._first[number]
+        return Shape(first, first + stop - start + 1, self._read[context][1][start:stop], best, context)
+
+
+def windows(tokens: int, room: int, stride: int) -> list[tuple[int, int]]:
+    """The parts [start, stop) of a context: `stride` apart, `room` long, until one reaches the end.
+
+    Windows that would leave a gap, with a stride above the room, stand side by side instead.
+    """
+    found = [(0, min(room, tokens))]
+    while found[-1][1] < tokens:
+        start = found[-1][0] + min(room, stride)
+        found.append((start, min(start + room, tokens)))
+    return found
+
+
+def most_context(spans: np.ndarray) -> np.ndarray:
+    """For each token of a context that is read in the windows `spans` [W, 2], the one where it has the most context.
+
+    That is the smaller of its distances to the window's two ends, plus a hundredth of the window's length; the first
+    of equals. (Reference: `_check_is_max_context`.)
+    """
+    places = np.arange(spans[:, 1].max())[None, :]
+    start, stop = spans[:, :1], spans[:, 1:]
+    context = np.minimum(places - start, stop - 1 - places)
+    return np.argmax(np.where(context >= 0, context + 0.01 * (stop - start), -1.0), axis=0)
+
+
+def answer_tokens(question: Question, offsets: np.ndarray) -> tuple[int, int]:
+    """The first and the last token of a question's first answer; (-1, -2) where it has none, or it has no tokens."""
+    if not question.answers or not question.located:
+        return -1, -2
+    text, start = question.answers[0]
+    touched = np.flatnonzero((offsets[:, 0] < start + len(text)) & (offsets[:, 1] > start))
+    return (int(touched[0]), int(touched[-1])) if len(touched) else (-1, -2)

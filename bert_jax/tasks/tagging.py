@@ -1,0 +1,232 @@
+"""A tag for each word: named entities, parts of speech (paper, section 5.3), from CoNLL columns and CoNLL-U.
+
+A word's tag is predicted at its first token. Every word of a file is predicted exactly once, in one window; the rest of
+a window is context: with `document`, the text around the sentence, which is the paper's "maximal document context".
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import ClassVar, Literal, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bert_jax import config, heads, losses, scores, tables
+from bert_jax.config import require
+from bert_jax.tasks.base import Arrays, Batch, Context, Outputs, Pair, Source, Task, inputs
+from bert_jax.tokenizer import Tokenizer
+
+CONLL2003 = ("O", *(f"{mark}-{kind}" for kind in ("PER", "ORG", "LOC", "MISC") for mark in "BI"))
+UPOS = (
+    *("ADJ", "ADP", "ADV", "AUX", "CCONJ", "DET", "INTJ", "NOUN", "NUM"),
+    *("PART", "PRON", "PROPN", "PUNCT", "SCONJ", "SYM", "VERB", "X"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tag(Task):
+    """A tag for each word of files in columns. Columns are counted from 1, as their documentations count them.
+
+    A name that ends in `.conllu` (or `.conllu.xz`) is CoNLL-U: its columns are parted by tabs, `# newdoc` begins a
+    document, lines of multiword tokens and empty nodes are left out. All else is parted by white space, as CoNLL-2003,
+    where `-DOCSTART-` begins a document. A blank line ends a sentence in both.
+    """
+
+    train: str
+    dev: tuple[str, ...]  # the first is what counts; the figures of others carry their names
+    labels: tuple[str, ...] = CONLL2003
+    word: int = 1
+    label: int = 4
+    scheme: Literal["iob2", "as is"] = "iob2"  # how tags mark chunks to the model: IOB1 and others are rewritten
+    document: bool = True  # a sentence is read with the text around it
+    metrics: tuple[str, ...] = ("f1",)  # or accuracy; the first is what counts
+
+    fresh: ClassVar[tuple[str, ...]] = ("tagger",)
+    unused: ClassVar[tuple[str, ...]] = ("pooler", "masked_lm", "next_sentence", "classifier")
+
+    def __post_init__(self) -> None:
+        require(len(self.labels) > 1, f"tagging needs at least two labels, not {self.labels}")
+        require(len(set(self.labels)) == len(self.labels), f"a label is named twice: {self.labels}")
+        require(len(self.dev) > 0, "dev must name a file")
+        require(self.word > 0 and self.label > 0, "word and label are numbers of columns, counted from 1")
+        for name in self.metrics:
+            require(name in ("f1", "accuracy"), f"tags are scored by f1 or accuracy, not by {name!r}")
+        splits = ("train", *self.validation())
+        require(len(set(splits)) == len(splits), f"two files have one name: {', '.join(splits)}")
+
+    @property
+    def metric(self) -> str:
+        return (*self.metrics, "f1")[0]
+
+    def validation(self) -> tuple[str, ...]:
+        return ("validation", *map(tables.stem, self.dev[1:]))
+
+    def source(self, split: str, length: int, context: Context) -> Source:
+        files = {"train": self.train, **dict(zip(self.validation(), self.dev, strict=True))}
+        documents = self.read(tables.path_of(files[split], context.data_dir))
+        return Sentences(documents, self.labels, length, context.tokenizer, document=self.document)
+
+    def read(self, path: str) -> list[list[Sentence]]:
+        """The documents of a file, each a list of sentences; all of one document, where `document` asks for no marks.
+
+        Raises:
+          ValueError: that names file and line, what was expected and what stands there.
+        """
+        documents: list[list[Sentence]] = [[]]
+        marked = False
+        for number, rows in _blocks(path, max(self.word, self.label)):
+            if rows is None:
+                documents.append([])
+                marked = True
+                continue
+            words = tuple(row[self.word - 1] for row in rows)
+            tags = [row[self.label - 1] for row in rows]
+            if self.scheme == "iob2":
+                tags = scores.as_iob2(tags)
+            for offset, tag in enumerate(tags):
+                names = ", ".join(self.labels)
+                where = f"{path}: the sentence that begins in line {number}, word {offset + 1} ({words[offset]!r})"
+                require(tag in self.labels, f"{where}: tag {tag!r} is none of {names}; name all in task.labels")
+            documents[-1].append(Sentence(words, tuple(tags)))
+        documents = [document for document in documents if document]
+        require(bool(documents), f"{path}: no sentences")
+        require(
+            marked or not self.document,
+            f"{path} marks no documents (-DOCSTART- or # newdoc), so a sentence's context is not known: set "
+            "task.document=false",
+        )
+        return documents
+
+    def spec(self, batch_size: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
+        row = (batch_size, length)
+        return inputs(*row, tags=(row, jnp.int32), predicted=(row, jnp.bool_))
+
+    def module(self, encoder: config.Encoder) -> nn.Module:
+        return heads.Tagging(encoder, len(self.labels))
+
+    def losses(self, outputs: Mapping[str, jax.Array], batch: Batch) -> tuple[dict[str, Pair], dict[str, Pair]]:
+        weights = batch["predicted"] * batch["weight"][:, None]
+        answer = (outputs["logits"], batch["tags"], weights)
+        return {"tag_loss": losses.cross_entropy(*answer)}, {"accuracy": losses.accuracy(*answer)}
+
+    def kept(self, outputs: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        return {"tags": jnp.argmax(outputs["logits"], axis=-1)}
+
+    def score(self, source: Sentences, outputs: Outputs) -> dict[str, float]:
+        """Precision, recall and F1 of chunks where the tags mark some, and the accuracy of tags (conlleval)."""
+        predicted = source.tags(outputs["tags"])
+        figures = scores.conlleval(predicted, [sentence.tags for sentence in source.sentences])
+        if "f1" not in self.metrics:
+            figures = {"accuracy": figures["accuracy"]}
+        return {**figures, "constant": float(len({tag for tags in predicted for tag in tags}) == 1)}
+
+    def predictions(
+        self, split: str, source: Sentences, outputs: Outputs, scores: Mapping[str, float]
+    ) -> dict[str, str]:
+        """What conlleval reads: word, expected tag and predicted tag, a blank line after each sentence."""
+        lines = []
+        for sentence, tags in zip(source.sentences, source.tags(outputs["tags"]), strict=True):
+            lines += [" ".join(row) for row in zip(sentence.words, sentence.tags, tags, strict=True)]
+            lines.append("")
+        return {f"{split}.txt": "\n".join(lines) + "\n"}
+
+
+class Sentence(NamedTuple):
+    words: tuple[str, ...]
+    tags: tuple[str, ...]
+
+
+def _blocks(path: str, columns: int) -> Iterator[tuple[int, list[list[str]] | None]]:
+    """The sentences of a file, (number of the first line, rows of cells); None for the rows where a document begins."""
+    conllu = path.endswith((".conllu", ".conllu.xz"))
+    rows: list[list[str]] = []
+    first = 1
+    for number, line in enumerate([*tables.read_text(path).split("\n"), ""], start=1):
+        cells = line.split("\t") if conllu else line.split()
+        if conllu and line.startswith("#"):
+            cells = ["-DOCSTART-"] if line.startswith("# newdoc") else ["#"]
+        if not line.strip() or cells[0] == "-DOCSTART-":
+            if rows:
+                yield first, rows
+            rows, first = [], number + 1
+            if line.strip():
+                yield number, None
+        elif cells[0] != "#" and not (conllu and not cells[0].isdigit()):
+            require(
+                len(cells) >= columns,
+                f"{path}:{number}: {columns} columns expected, {len(cells)} found: {line[:80]!r}",
+            )
+            rows.append(cells)
+
+
+class Sentences(Arrays):
+    """[CLS] context, words, context [SEP], padded: the examples of a file, in its order.
+
+    tokens, segments and mask [N, T]; predicted [N, T], True at the first tokens of the words that the window is for;
+    tags [N, T], the class there.
+    """
+
+    def __init__(
+        self,
+        documents: Sequence[Sequence[Sentence]],
+        labels: Sequence[str],
+        length: int,
+        tokenizer: Tokenizer,
+        *,
+        document: bool,
+    ) -> None:
+        self.sentences = [sentence for one in documents for sentence in one]
+        self.labels = labels
+        numbers = {label: number for number, label in enumerate(labels)}
+        room = length - 2
+        require(room > 0, f"length {length} leaves no room for a word")
+        scopes = documents if document else [[sentence] for sentence in self.sentences]
+        windows = [window for scope in scopes for window in _windows(scope, room, tokenizer)]
+        shape = (len(windows), length)
+        tokens = np.full(shape, tokenizer.pad, np.int32)
+        tags, mask, predicted = np.zeros(shape, np.int32), np.zeros(shape, bool), np.zeros(shape, bool)
+        for row, (pieces, places, names) in enumerate(windows):
+            end = len(pieces) + 2
+            tokens[row, :end], mask[row, :end] = [tokenizer.cls, *pieces, tokenizer.sep], True
+            at = np.asarray(places) + 1
+            predicted[row, at], tags[row, at] = True, [numbers[name] for name in names]
+        super().__init__(tokens=tokens, segments=np.zeros_like(tokens), mask=mask, tags=tags, predicted=predicted)
+
+    def tags(self, classes: np.ndarray) -> list[list[str]]:
+        """The tags of each sentence, from the classes [N, T] of all places: windows and words are in order."""
+        found = iter(classes[self.arrays["predicted"]].tolist())
+        return [[self.labels[next(found)] for _ in sentence.words] for sentence in self.sentences]
+
+
+def _windows(
+    scope: Sequence[Sentence], room: int, tokenizer: Tokenizer
+) -> Iterator[tuple[list[int], list[int], list[str]]]:
+    """For each sentence of a text that may be read together: (tokens, places of its words' first tokens, their tags).
+
+    A sentence above `room` tokens is cut into as many parts of about the same size as it needs, each with a window of
+    its own. What room a part leaves is given to the text before and after it, alike where there is enough of both.
+    """
+    # A word of no tokens, as one of control characters alone, is unknown; one above the room is cut.
+    cut = [[(tokenizer.encode(word) or [tokenizer.unk])[:room] for word in sentence.words] for sentence in scope]
+    text = [token for words in cut for word in words for token in word]
+    end = 0
+    for sentence, words in zip(scope, cut, strict=True):
+        total = sum(map(len, words))
+        most = -(-total // -(-total // room))  # tokens of a part
+        low = 0
+        while low < len(words):
+            high, start, places = low, end, []
+            while high < len(words) and (high == low or end - start + len(words[high]) <= most):
+                places.append(end)
+                end += len(words[high])
+                high += 1
+            spare = room - (end - start)
+            before = min(start, max(spare // 2, spare - (len(text) - end)))
+            after = min(len(text) - end, spare - before)
+            pieces = text[start - before : end + after]
+            yield pieces, [place - (start - before) for place in places], list(sentence.tags[low:high])
+            low = high

@@ -1,0 +1,240 @@
+"""Tags for words: the formats, each word predicted once, document context, figures, entities with their places."""
+
+import dataclasses
+import json
+import lzma
+import pathlib
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import bert_jax
+from bert_jax import config, predict, train
+from bert_jax.experiment import Experiment
+from bert_jax.tasks.tagging import CONLL2003, UPOS, Sentence, Sentences, Tag
+from bert_jax.tokenizer import WordPiece
+
+LETTERS = [chr(ord("a") + n) for n in range(12)]
+VOCABULARY = WordPiece(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *LETTERS, "##x"], lower=True)
+TASK = Tag(train="train.txt", dev=("dev.txt",), labels=("O", "B-X", "I-X"), label=2)
+PLAIN = dataclasses.replace(TASK, document=False)
+
+
+def sentences(*texts: str) -> list[Sentence]:
+    """Words, all tagged O."""
+    return [Sentence(tuple(text.split()), ("O",) * len(text.split())) for text in texts]
+
+
+def rows(source: Sentences) -> list[tuple[str, list[str]]]:
+    """Of each window its tokens, and those at which a word is predicted."""
+    found = []
+    for tokens, mask, predicted in zip(*(source.arrays[n] for n in ("tokens", "mask", "predicted")), strict=True):
+        pieces = VOCABULARY.pieces(tokens.tolist())
+        found.append((" ".join(np.array(pieces)[mask]), np.array(pieces)[predicted].tolist()))
+    return found
+
+
+def test_first_tokens_carry_the_tags() -> None:
+    source = Sentences([sentences("a bxx c")], ("O",), 8, VOCABULARY, document=False)
+    assert rows(source) == [("[CLS] a b ##x ##x c [SEP]", ["a", "b", "c"])]
+
+
+def test_document_context_by_hand() -> None:
+    """Room for four tokens: what the sentence leaves goes to both sides, or to the side that has some; no further than
+    the document."""
+    documents = [sentences("a b", "c d", "e f"), sentences("g")]
+    source = Sentences(documents, ("O",), 6, VOCABULARY, document=True)
+    assert rows(source) == [
+        ("[CLS] a b c d [SEP]", ["a", "b"]),
+        ("[CLS] b c d e [SEP]", ["c", "d"]),
+        ("[CLS] c d e f [SEP]", ["e", "f"]),
+        ("[CLS] g [SEP]", ["g"]),
+    ]
+    alone = Sentences(documents, ("O",), 6, VOCABULARY, document=False)
+    assert [row[0] for row in rows(alone)] == ["[CLS] a b [SEP]", "[CLS] c d [SEP]", "[CLS] e f [SEP]", "[CLS] g [SEP]"]
+
+
+def test_a_sentence_longer_than_the_limit_is_read_in_parts() -> None:
+    """Parts of one size, each with the words around it; a word that is too long by itself is cut."""
+    source = Sentences([sentences("a b c d e f")], ("O",), 6, VOCABULARY, document=False)
+    assert rows(source) == [("[CLS] a b c d [SEP]", ["a", "b", "c"]), ("[CLS] c d e f [SEP]", ["d", "e", "f"])]
+    long = Sentences([sentences("axxxxx b")], ("O",), 5, VOCABULARY, document=False)
+    assert [row[1] for row in rows(long)] == [["a"], ["b"]]
+
+
+words = st.text(alphabet="abcx\u200b", min_size=1, max_size=9)
+
+
+@given(
+    st.lists(st.lists(st.lists(words, min_size=1, max_size=12), min_size=1, max_size=4), min_size=1, max_size=3),
+    st.integers(3, 12),
+    st.booleans(),
+)
+def test_every_word_is_predicted_exactly_once(documents: list, length: int, document: bool) -> None:
+    """Each with its own tag, in order; a window is never longer than the limit, nor without what it is for."""
+    count = 0
+    given_ = []
+    for texts in documents:
+        given_.append([])
+        for text in texts:
+            tags = tuple(str((count + n) % 7) for n in range(len(text)))
+            given_[-1].append(Sentence(tuple(text), tags))
+            count += len(text)
+    source = Sentences(given_, tuple("0123456"), length, VOCABULARY, document=document)
+    assert source.arrays["predicted"].sum() == count
+    assert source.tags(source.arrays["tags"]) == [list(s.tags) for texts in given_ for s in texts]
+    assert source.arrays["tokens"].shape[1] == length
+    assert source.arrays["predicted"].any(axis=1).all()
+    assert not (source.arrays["predicted"] & ~source.arrays["mask"]).any()
+    special = np.isin(source.arrays["tokens"], [VOCABULARY.cls, VOCABULARY.sep])
+    assert not (source.arrays["predicted"] & special).any()
+
+
+def write(folder: pathlib.Path, text: str, name: str = "f.txt") -> str:
+    (folder / name).write_text(text)
+    return str(folder / name)
+
+
+def test_conll_columns(tmp_path: pathlib.Path) -> None:
+    """Documents, an empty one among them; IOB1 becomes IOB2; several blank lines; no blank line at the end."""
+    text = "-DOCSTART- O\n\na I-X\nb I-X\nc B-X\n\n\n-DOCSTART- O\n\n-DOCSTART- O\nd O\ne I-X"
+    found = TASK.read(write(tmp_path, text))
+    assert found == [
+        [Sentence(("a", "b", "c"), ("B-X", "I-X", "B-X"))],
+        [Sentence(("d", "e"), ("O", "B-X"))],
+    ]
+    as_is = dataclasses.replace(TASK, scheme="as is")
+    assert as_is.read(write(tmp_path, text))[0][0].tags == ("I-X", "I-X", "B-X")
+
+
+def test_conllu(tmp_path: pathlib.Path) -> None:
+    """Comments, multiword tokens and empty nodes are left out; a word may hold a space; .xz is read."""
+    lines = [
+        "# newdoc id = d",
+        "1-2\tvámonos\t_\t_",
+        "1\tva mos\t_\tVERB",
+        "2\tnos\t_\tPRON",
+        "2.1\tx\t_\tX",
+        "",
+        "# newdoc",
+    ]
+    task = Tag(train="", dev=("d",), labels=UPOS, word=2, label=4, scheme="as is", metrics=("accuracy",))
+    wanted = [[Sentence(("va mos", "nos"), ("VERB", "PRON"))]]
+    assert task.read(write(tmp_path, "\n".join(lines), "f.conllu")) == wanted
+    (tmp_path / "g.conllu.xz").write_bytes(lzma.compress("\n".join(lines).encode()))
+    assert task.read(str(tmp_path / "g.conllu.xz")) == wanted
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a O\nb\n", r"f.txt:2: 2 columns expected, 1 found: 'b'"),
+        (
+            "a O\n\nb O\nc B-Y\n",
+            r"the sentence that begins in line 3, word 2 \('c'\): tag 'B-Y' is none of O, B-X, I-X",
+        ),
+        ("\n\n", r"f.txt: no sentences"),
+        ("-DOCSTART- O\n", r"f.txt: no sentences"),
+        ("a O\n", r"f.txt marks no documents .*task.document=false"),
+    ],
+)
+def test_a_bad_file_is_said(text: str, message: str, tmp_path: pathlib.Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        TASK.read(write(tmp_path, text))
+    if "marks no documents" in message:
+        assert len(PLAIN.read(write(tmp_path, text))) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"labels": ("O",)}, "at least two labels"),
+        ({"labels": ("O", "O")}, "named twice"),
+        ({"dev": ()}, "dev must name a file"),
+        ({"word": 0}, "counted from 1"),
+        ({"metrics": ("mcc",)}, "not by 'mcc'"),
+        ({"dev": ("a.txt", "b/c.txt", "d/c.txt")}, "two files have one name"),
+    ],
+)
+def test_what_cannot_be_is_refused(change: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(TASK, **change)
+
+
+def test_figures_and_predictions_by_hand() -> None:
+    given_ = [Sentence(("a", "b", "c"), ("B-X", "I-X", "O")), Sentence(("d",), ("B-X",))]
+    source = Sentences([given_], TASK.labels, 6, VOCABULARY, document=False)
+    classes = source.arrays["tags"].copy()
+    classes[0, 2] = 0  # "b" is missed
+    figures = TASK.score(source, {"tags": classes})
+    assert figures == {"precision": 0.5, "recall": 0.5, "f1": 0.5, "accuracy": 0.75, "constant": 0.0}
+    accuracy = dataclasses.replace(TASK, metrics=("accuracy",))
+    assert accuracy.score(source, {"tags": np.zeros_like(classes)}) == {"accuracy": 0.25, "constant": 1.0}
+    wanted = "a B-X B-X\nb I-X O\nc O O\n\nd B-X B-X\n\n"
+    assert TASK.predictions("validation", source, {"tags": classes}, {}) == {"validation.txt": wanted}
+
+
+CONLL = {"eng.train": (14_041, 946), "eng.testa": (3_250, 216), "eng.testb": (3_453, 231)}
+
+
+@pytest.mark.parametrize("file", CONLL)
+def test_conll2003_s_files(real_data: pathlib.Path, file: str) -> None:
+    documents = Tag(train="", dev=("d",)).read(str(real_data / "conll2003" / file))
+    assert (sum(map(len, documents)), len(documents)) == CONLL[file]
+    assert {tag for one in documents for s in one for tag in s.tags} == set(CONLL2003)
+
+
+@pytest.mark.parametrize(
+    ("split", "count"), [("train.conllu.xz", 12_544), ("dev.conllu", 2_001), ("test.conllu", 2_077)]
+)
+def test_the_english_web_treebank_s_files(real_data: pathlib.Path, split: str, count: int) -> None:
+    task = Tag(train="", dev=("d",), labels=UPOS, word=2, label=4, scheme="as is", metrics=("accuracy",))
+    documents = task.read(str(real_data / "ud_ewt" / f"en_ewt-ud-{split}"))
+    assert sum(map(len, documents)) == count
+    assert len(documents) > 300
+
+
+@pytest.mark.usefixtures("few_devices")
+def test_a_run_from_file_to_entities(tiny: Experiment, tmp_path: pathlib.Path) -> None:
+    """Trained to call "a b" an X; windows shorter than the sentences."""
+    VOCABULARY.save(tmp_path / "vocab.txt")
+    rng = np.random.default_rng(0)
+    for name, count in (("train.txt", 100), ("dev.txt", 30), ("more.txt", 10)):
+        lines = []
+        for number in range(count):
+            lines += ["-DOCSTART- O", ""] if number % 5 == 0 else []
+            text = " ".join(rng.choice(["a b", "c", "d", "e", "f"], 10)).split()[:10]
+            tags = ["I-X" if word in ("a", "b") else "O" for word in text]
+            lines += [*(f"{word} {tag}" for word, tag in zip(text, tags, strict=True)), ""]
+        write(tmp_path, "\n".join(lines), name)
+    exp = dataclasses.replace(
+        tiny,
+        encoder=config.Encoder(layers=2, hidden=32, heads=2, vocab_size=40, max_positions=32, init_stddev=0.1),
+        vocab=str(tmp_path / "vocab.txt"),
+        task=dataclasses.replace(TASK, dev=("dev.txt", "more.txt")),
+        phases=(config.Phase(length=9, batch_size=16, epochs=20),),
+        optimizer=config.Optimizer(learning_rate=5e-3, warmup=0.1),
+        every=config.Every(log=100, evaluate=0, checkpoint=0),
+        predict=True,
+    )
+    result = train.run(exp, str(tmp_path / "run"), data_dir=str(tmp_path), quiet=True)
+    assert (result["metric"], result["score"]) == ("f1", result["f1"])
+    assert result["f1"] > 0.8
+    assert {"f1_more", "recall_more"} <= result.keys()
+    written = (tmp_path / "run" / "predictions" / "validation.txt").read_text().split()
+    assert len(written) == 3 * 300
+    assert np.mean(np.array(written[1::3]) == np.array(written[2::3])) == pytest.approx(result["accuracy"])
+    model = bert_jax.load(str(tmp_path / "run"))
+    (tagged,) = model.tag("c  A b, d")
+    assert [word[:3] for word in tagged.words] == [("c", 0, 1), ("A", 3, 4), ("b", 5, 6), (",", 6, 7), ("d", 8, 9)]
+    assert tagged.entities == [("A b", "X", 3, 6)]
+    ask = [(1, "c a b"), (2, json.dumps({"text": ["c", "a"]}))]
+    first, second = (json.loads(line) for line in predict.answers(model, ask))
+    assert first["entities"] == [{"text": "a b", "kind": "X", "start": 2, "stop": 5}]
+    assert second["tags"] == [["c", "O"], ["a", "B-X"]]
+    with pytest.raises(ValueError, match="answers no questions"):
+        model.answer([("a", "b")])
+    with pytest.raises(ValueError, match="a text has no words"):
+        model.tag(["a", " "])
