@@ -255,7 +255,7 @@ def test_answers_come_back_from_their_tokens(real_data: pathlib.Path, file: str)
 @pytest.mark.usefixtures("few_devices")
 @pytest.mark.parametrize("unanswerable", [False, True])
 def test_a_run_from_file_to_answers(tiny: Experiment, tmp_path: pathlib.Path, unanswerable: bool) -> None:
-    """Trained to find the letter "a"; the files written say what the scores say."""
+    """Trained to find the letter "k"; the files written say what the scores say."""
     VOCABULARY.save(tmp_path / "vocab.txt")
     rng = np.random.default_rng(0)
     for name, count in (("train.json", 400), ("dev.json", 50)):
@@ -264,8 +264,8 @@ def test_a_run_from_file_to_answers(tiny: Experiment, tmp_path: pathlib.Path, un
             entry = {"id": f"{name}{number}", "question": "b?", "answers": []}
             letters = rng.permutation(LETTERS[1:7])[:4]
             if not (unanswerable and number % 2):
-                letters[number % 4] = "a"
-                entry["answers"] = [{"text": "a", "answer_start": 2 * (number % 4)}]
+                letters[number % 4] = "k"
+                entry["answers"] = [{"text": "k", "answer_start": 2 * (number % 4)}]
             context = " ".join(letters)
             data.append({"paragraphs": [{"context": context, "qas": [entry]}]})
         (tmp_path / name).write_text(json.dumps({"data": data}))
@@ -287,11 +287,11 @@ def test_a_run_from_file_to_answers(tiny: Experiment, tmp_path: pathlib.Path, un
     right = np.mean([text == (golds[key] or [""])[0] for key, text in written.items()])
     assert right == pytest.approx(result["best_exact" if unanswerable else "exact"], abs=0.05)
     model = bert_jax.load(str(tmp_path / "run"))
-    (answer,) = model.answer([("b?", "b  A d c")])
-    assert answer.candidates[0][:3] == ("A", 3, 4)
-    lines = [(1, "b?\tb  A d c\n"), (2, '{"question": "f?", "context": "b a c"}')]
+    (answer,) = model.answer([("b?", "b  K d c")])
+    assert answer.candidates[0][:3] == ("K", 3, 4)
+    lines = [(1, "b?\tb  K d c\n"), (2, '{"question": "f?", "context": "b k c"}')]
     first, second = (json.loads(line) for line in predict.answers(model, lines, null_threshold=-1e9))
-    assert first["answer"] == ("" if unanswerable else "A"), "no odds are as low as that"
+    assert first["answer"] == ("" if unanswerable else "K"), "no odds are as low as that"
     assert unanswerable or (first["start"], first["end"]) == (3, 4)
     assert ("null_odds" in second) == unanswerable
     with pytest.raises(ValueError, match="line 1 needs 'question' and 'context'"):
