@@ -15,8 +15,11 @@ from bert_jax.config import require
 from bert_jax.encoder import kernel_init
 from bert_jax.experiment import Experiment, Positions
 from bert_jax.tasks.base import Task
+from bert_jax.tasks.choice import Choose
 from bert_jax.tasks.classify import Classify
 from bert_jax.tasks.pretrain import Pretrain
+from bert_jax.tasks.squad import Squad
+from bert_jax.tasks.tagging import Tag
 from bert_jax.tokenizer import Tokenizer
 from bert_jax.weights import huggingface, tf1
 from bert_jax.weights.names import Lazy, Published
@@ -30,7 +33,7 @@ class Pretrained:
     directory: str
     encoder: config.Encoder
     tokenizer: Tokenizer | None  # None: there are weights without a vocabulary
-    task: Task | None  # None: an encoder alone, or heads that no task of ours is known to belong to
+    task: Task | None  # None: an encoder alone
     read: Callable[[], dict[str, Any]]  # the parameters as they lie there
 
     @property
@@ -106,12 +109,21 @@ def _published(
             f"{directory}: the vocabulary has {vocabulary.vocab_size} tokens, and the config says "
             f"vocab_size={found.encoder.vocab_size}",
         )
-    task: Task | None = None
-    if "classifier" in found.params and len(found.labels) > 1:
-        task = Classify(train="", dev="", labels=found.labels)
-    elif "masked_lm" in found.params:
-        task = Pretrain()
+    task = _task(found)
     return Pretrained(origin, directory, found.encoder, vocabulary, task, lambda: found.params)
+
+
+def _task(found: Published) -> Task | None:
+    """The task that published heads belong to, without its data; None for an encoder alone."""
+    if "classifier" in found.params:  # of one output, a regression
+        return Classify(train="", dev=("",), labels=found.labels if len(found.labels) > 1 else ())
+    if "tagger" in found.params:
+        return Tag(train="", dev=("",), labels=found.labels)
+    if "span" in found.params:
+        return Squad(train="", dev="")
+    if "choice" in found.params:
+        return Choose(train="")
+    return Pretrain() if "masked_lm" in found.params else None
 
 
 def _rows(leaf: Any, words: int, rows: int) -> Any:

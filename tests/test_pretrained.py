@@ -136,7 +136,7 @@ def test_fine_tuning_starts_from_a_hugging_face_directory(tmp_path: pathlib.Path
     rows = "sentence\tlabel\n" + "the cat sat\t0\non w1 w2\t1\n" * 8
     (tmp_path / "train.tsv").write_text(rows)
     exp = Experiment(
-        task=Classify(train="train.tsv", dev="train.tsv", labels=("0", "1")),
+        task=Classify(train="train.tsv", dev=("train.tsv",), labels=("0", "1")),
         optimizer=config.Optimizer(learning_rate=1e-30, warmup=0),
         phases=(config.Phase(length=8, batch_size=4, steps=1),),
         mesh=config.Mesh(data=1),
@@ -185,6 +185,30 @@ def test_a_published_classifier_classifies(tmp_path: pathlib.Path) -> None:
     model = bert_jax.load(str(directory(tmp_path, "BertForSequenceClassification")))
     answers = model.classify(["the cat sat", ("the cat", "sat")])
     assert all(set(answer.probabilities) == {"a", "b", "c"} for answer in answers)
+
+
+def test_published_taggers_readers_and_choosers_are_used_as_our_own(tmp_path: pathlib.Path) -> None:
+    tagger, reader, chooser = (
+        bert_jax.load(str(directory(tmp_path / kind, f"BertFor{kind}")))
+        for kind in ("TokenClassification", "QuestionAnswering", "MultipleChoice")
+    )
+    assert {word.tag for word in tagger.tag("the cat sat on w1 .")[0].words} <= {"a", "b", "c"}
+    found = reader.answer([("w1 w2", "the cat sat on w3")])[0].candidates[0]
+    assert found.text
+    assert found.text in "the cat sat on w3"
+    assert sum(chooser.choose([("the cat", ["sat", "on w1", "w2"])])[0].probabilities) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    "kind", ["QuestionAnswering", "TokenClassification", "MultipleChoice", "SequenceClassification"]
+)
+def test_another_task_s_head_is_left_behind(kind: str, tmp_path: pathlib.Path) -> None:
+    source = pretrained.open(str(directory(tmp_path, f"BertFor{kind}"))).params()
+    task = Classify(train="", dev=("",), labels=("0", "1"))
+    params = jax.jit(task.module(TINY).init)(jax.random.key(0), batch(2, 8, 40))["params"]
+    found = checkpoint.initialise(params, source, task=task, name=kind)
+    np.testing.assert_array_equal(found["encoder"]["embeddings"]["word"], source["encoder"]["embeddings"]["word"])
+    np.testing.assert_array_equal(found["classifier"]["dense"]["kernel"], params["classifier"]["dense"]["kernel"])
 
 
 def test_a_vocabulary_larger_than_the_embedding(tmp_path: pathlib.Path) -> None:

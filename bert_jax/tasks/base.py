@@ -20,6 +20,8 @@ Batch = dict[str, Any]  # named arrays with a leading batch axis
 Pair = tuple[jax.Array, jax.Array]  # a sum and its weight: pairs add up over batches, shards and hosts
 Outputs = Mapping[str, np.ndarray]  # what `Task.kept` keeps, of a whole split: arrays [N, ...] in the source's order
 
+FINE_TUNED = ("classifier", "tagger", "span", "choice")  # the heads of fine-tuning, each made for its own task
+
 
 @runtime_checkable
 class Source(Protocol):
@@ -52,7 +54,7 @@ class Task(abc.ABC):
     # What `init_from` may lack or have to spare, by top-level parameter name. Anything else is an error.
     fresh: ClassVar[tuple[str, ...]] = ()  # starts anew in any case
     optional: ClassVar[tuple[str, ...]] = ()  # starts anew where it is not there
-    unused: ClassVar[tuple[str, ...]] = ()  # may be there to no use
+    unused: ClassVar[tuple[str, ...]] = ("masked_lm", "next_sentence", *FINE_TUNED)  # may be there to no use
 
     @property
     def metric(self) -> str:

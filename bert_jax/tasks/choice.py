@@ -36,7 +36,6 @@ class Choose(Task):
 
     fresh: ClassVar[tuple[str, ...]] = ("choice",)
     optional: ClassVar[tuple[str, ...]] = ("pooler",)
-    unused: ClassVar[tuple[str, ...]] = ("masked_lm", "next_sentence", "classifier")
 
     def __post_init__(self) -> None:
         require(len(self.endings) > 1, f"endings must name at least two columns, not {self.endings}")

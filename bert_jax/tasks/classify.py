@@ -42,7 +42,6 @@ class Classify(Task):
 
     fresh: ClassVar[tuple[str, ...]] = ("classifier",)
     optional: ClassVar[tuple[str, ...]] = ("pooler",)
-    unused: ClassVar[tuple[str, ...]] = ("masked_lm", "next_sentence")
 
     def __post_init__(self) -> None:
         require(len(self.labels) != 1, f"a classification needs at least two labels, not {self.labels}")

@@ -15,7 +15,7 @@ from bert_jax import config, heads, losses, masking
 from bert_jax.config import require
 from bert_jax.corpus import Corpus
 from bert_jax.pairing import PairExamples, unigram_entropy
-from bert_jax.tasks.base import Batch, Context, Pair, Source, Task, inputs
+from bert_jax.tasks.base import FINE_TUNED, Batch, Context, Pair, Source, Task, inputs
 from bert_jax.tokenizer import Tokenizer
 
 
@@ -29,7 +29,7 @@ class Pretrain(Task):
     masking: config.Masking = config.Masking()
 
     optional: ClassVar[tuple[str, ...]] = ("pooler", "masked_lm", "next_sentence")
-    unused: ClassVar[tuple[str, ...]] = ("classifier",)
+    unused: ClassVar[tuple[str, ...]] = FINE_TUNED
 
     def __post_init__(self) -> None:
         require(self.dupe_factor > 0, f"dupe_factor must be above 0, not {self.dupe_factor}")

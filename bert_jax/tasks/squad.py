@@ -42,7 +42,7 @@ class Squad(Task):
     misplaced: Literal["error", "relocate", "skip"] = "error"  # of answers that are not at their offset
 
     fresh: ClassVar[tuple[str, ...]] = ("span",)
-    unused: ClassVar[tuple[str, ...]] = ("pooler", "masked_lm", "next_sentence", "classifier")
+    unused: ClassVar[tuple[str, ...]] = ("pooler", *Task.unused)
 
     def __post_init__(self) -> None:
         for name in ("stride", "question", "answer", "best"):

@@ -46,7 +46,7 @@ class Tag(Task):
     metrics: tuple[str, ...] = ("f1",)  # or accuracy; the first is what counts
 
     fresh: ClassVar[tuple[str, ...]] = ("tagger",)
-    unused: ClassVar[tuple[str, ...]] = ("pooler", "masked_lm", "next_sentence", "classifier")
+    unused: ClassVar[tuple[str, ...]] = ("pooler", *Task.unused)
 
     def __post_init__(self) -> None:
         require(len(self.labels) > 1, f"tagging needs at least two labels, not {self.labels}")
