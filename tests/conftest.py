@@ -16,10 +16,13 @@ os.environ["XLA_FLAGS"] = (
     + " --xla_force_host_platform_device_count=8 --xla_cpu_collective_call_terminate_timeout_seconds=600"
 )
 
+import hypothesis  # noqa: E402
 import jax  # noqa: E402 - after the environment that it reads
 import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+hypothesis.settings.register_profile("suite", deadline=None)  # no test asserts a time
+hypothesis.settings.load_profile("suite")
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 

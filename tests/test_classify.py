@@ -28,7 +28,8 @@ VALUE = Classify(train="train.tsv", dev=("dev.tsv",))
 
 
 def test_packing_by_hand() -> None:
-    """Longest first, from the end; a pair's second text is segment 1."""
+    """Longest first, from the end, of equals the second; a pair's second text is segment 1."""
+    assert pack([([5, 6], [7, 8])], 6, WordPiece(PIECES, lower=True))["tokens"].tolist() == [[2, 5, 6, 3, 7, 3]]
     packed = pack([([5, 6, 7, 8], [5]), ([6],)], 7, WordPiece(PIECES, lower=True))
     np.testing.assert_array_equal(packed["tokens"], [[2, 5, 6, 7, 3, 5, 3], [2, 6, 3, 0, 0, 0, 0]])
     np.testing.assert_array_equal(packed["segments"], [[0, 0, 0, 0, 0, 1, 1], [0] * 7])

@@ -54,7 +54,7 @@ def test_correlations_are_scipy_s(pairs: list) -> None:
 def test_a_constant_prediction_is_named() -> None:
     assert scores.constant(np.array([2, 2, 2])) == 1
     assert scores.constant(np.array([2, 2, 1])) == 0
-    assert scores.pearson(np.full(3, 0.1), np.arange(3)) == 0
+    assert scores.pearson(np.full(7, 0.1), np.arange(7) ** 2) == 0, "its mean is not 0.1"
     assert scores.matthews(np.full(3, 1), np.array([0, 1, 1])) == 0
 
 

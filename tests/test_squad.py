@@ -34,7 +34,7 @@ def test_windows_cover_everything(tokens: int, room: int, stride: int) -> None:
 
 @given(st.integers(1, 300), st.integers(1, 60), st.integers(1, 80))
 def test_a_token_is_scored_in_the_window_where_it_has_the_most_context(tokens: int, room: int, stride: int) -> None:
-    """Against the definition, window by window."""
+    """Against the reference's definition, window by window."""
     spans = windows(tokens, room, stride)
     found = most_context(np.array(spans))
     assert len(found) == tokens
@@ -51,6 +51,9 @@ def test_a_window_by_hand() -> None:
     question = Question("q", "a b?", "c d e f g h i j k", (("f g", 6),))
     source = Windows([question], length=11, stride=3, question=64, tokenizer=VOCABULARY)
     assert source.table.tolist() == [[0, 0, 5, 8, 9], [0, 3, 8, 5, 6], [0, 6, 9, 0, 0]]
+    across = question._replace(answers=(("g h", 8),))  # "g" ends the first window
+    table = Windows([across], length=11, stride=3, question=64, tokenizer=VOCABULARY).table
+    assert table[:, 3:].tolist() == [[0, 0], [6, 7], [0, 0]]
     batch = source.batch(np.array([0, 2]))
     pieces = [VOCABULARY.pieces(row) for row in batch["tokens"].tolist()]
     assert pieces[0] == ["[CLS]", "a", "b", "?", "[SEP]", "c", "d", "e", "f", "g", "[SEP]"]
@@ -127,6 +130,20 @@ def test_no_answer_is_the_lowest_null_of_all_windows() -> None:
     nothing = one("")
     found = task.decode(nothing, logits(nothing))["q"]
     assert (found.null_odds, found.text(0.0)) == (NO_CANDIDATE, "")
+
+
+def test_figures_by_hand() -> None:
+    """Two questions on one context; in SQuAD 2.0 the odds of no answer are far above those of any, so all are one."""
+    questions = [Question("p", "a?", "c d", (("c", 0),)), Question("q", "b?", "c d", (("c d", 0),))]
+    source = Windows(questions, 16, 128, 64, VOCABULARY)
+    outputs = logits(source, (0, 4, 2.0, 2.0), (1, 4, 2.0, 2.0))
+    assert TASK.score(source, outputs) == {"exact": 0.5, "f1": pytest.approx((1 + 2 / 3) / 2), "constant": 1.0}
+    without = Windows([questions[0], Question("q", "b?", "c d")], 16, 128, 64, VOCABULARY)
+    task = dataclasses.replace(TASK, unanswerable=True)
+    figures = task.score(without, logits(without, (0, 4, 2.0, 2.0), (1, 0, 9.0, 9.0)))
+    assert (figures["best_f1"], figures["exact"], figures["constant"]) == (1.0, 1.0, 0.0)
+    collapsed = task.score(without, logits(without, (0, 0, 9.0, 9.0), (1, 0, 8.0, 8.0), (0, 5, 1.0, 1.0)))
+    assert (collapsed["best_f1"], collapsed["constant"]) == (0.5, 1.0)
 
 
 def test_the_reference_s_files(tmp_path: pathlib.Path) -> None:

@@ -123,10 +123,11 @@ class Squad(Task):
         golds = {one.id: [text for text, _ in one.answers] for one in source.questions}
         predicted = {key: one.best_text for key, one in answers.items()}
         if not self.unanswerable:
-            return scores.squad(predicted, golds)
+            return {**scores.squad(predicted, golds), "constant": float(len(set(predicted.values())) == 1)}
         odds = {key: one.null_odds for key, one in answers.items()}
         figures = scores.squad2(predicted, golds, odds, self.null_threshold or 0.0)
-        return {**figures, "constant": float(len(set(predicted.values())) == 1)}
+        texts = {one.text(figures["best_f1_threshold"]) for one in answers.values()}
+        return {**figures, "constant": float(len(texts) == 1)}
 
     def predictions(self, split: str, source: Windows, outputs: Outputs, scores: Mapping[str, float]) -> dict[str, str]:
         """predictions.json, nbest_predictions.json and, for SQuAD 2.0, null_odds.json, as the reference writes them.
@@ -350,13 +351,13 @@ def windows(tokens: int, room: int, stride: int) -> list[tuple[int, int]]:
 def most_context(spans: np.ndarray) -> np.ndarray:
     """For each token of a context that is read in the windows `spans` [W, 2], the one where it has the most context.
 
-    That is the smaller of its distances to the window's two ends, plus a hundredth of the window's length; the first
-    of equals. (Reference: `_check_is_max_context`.)
+    That is the smaller of its distances to the window's two ends; the first of equals. (Reference:
+    `_check_is_max_context`. What it adds for a window's length decides nothing: only the last window is shorter.)
     """
     places = np.arange(spans[:, 1].max())[None, :]
     start, stop = spans[:, :1], spans[:, 1:]
     context = np.minimum(places - start, stop - 1 - places)
-    return np.argmax(np.where(context >= 0, context + 0.01 * (stop - start), -1.0), axis=0)
+    return np.argmax(context, axis=0)  # it is negative outside a window
 
 
 def answer_tokens(question: Question, offsets: np.ndarray) -> tuple[int, int]:
