@@ -98,12 +98,12 @@ def write(folder: pathlib.Path, text: str, name: str = "f.txt") -> str:
 
 
 def test_conll_columns(tmp_path: pathlib.Path) -> None:
-    """Documents, an empty one among them; IOB1 becomes IOB2; several blank lines; no blank line at the end."""
-    text = "-DOCSTART- O\n\na I-X\nb I-X\nc B-X\n\n\n-DOCSTART- O\n\n-DOCSTART- O\nd O\ne I-X"
+    """Documents, an empty one among them; IOB1 becomes IOB2; several blank lines, none at the end; a word "#"."""
+    text = "-DOCSTART- O\n\na I-X\nb I-X\nc B-X\n\n\n-DOCSTART- O\n\n-DOCSTART- O\n# O\ne I-X"
     found = TASK.read(write(tmp_path, text))
     assert found == [
         [Sentence(("a", "b", "c"), ("B-X", "I-X", "B-X"))],
-        [Sentence(("d", "e"), ("O", "B-X"))],
+        [Sentence(("#", "e"), ("O", "B-X"))],
     ]
     as_is = dataclasses.replace(TASK, scheme="as is")
     assert as_is.read(write(tmp_path, text))[0][0].tags == ("I-X", "I-X", "B-X")
@@ -176,13 +176,19 @@ def test_figures_and_predictions_by_hand() -> None:
     assert TASK.predictions("validation", source, {"tags": classes}, {}) == {"validation.txt": wanted}
 
 
-CONLL = {"eng.train": (14_041, 946), "eng.testa": (3_250, 216), "eng.testb": (3_453, 231)}
+# Words, sentences, documents.
+CONLL = {
+    "eng.train": (203_621, 14_041, 946),
+    "eng.testa": (51_362, 3_250, 216),
+    "eng.testb": (46_435, 3_453, 231),
+}
 
 
 @pytest.mark.parametrize("file", CONLL)
 def test_conll2003_s_files(real_data: pathlib.Path, file: str) -> None:
     documents = Tag(train="", dev=("d",)).read(str(real_data / "conll2003" / file))
-    assert (sum(map(len, documents)), len(documents)) == CONLL[file]
+    sentences = [sentence for one in documents for sentence in one]
+    assert (sum(len(s.words) for s in sentences), len(sentences), len(documents)) == CONLL[file]
     assert {tag for one in documents for s in one for tag in s.tags} == set(CONLL2003)
 
 

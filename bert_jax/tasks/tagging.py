@@ -155,7 +155,7 @@ def _blocks(path: str, columns: int) -> Iterator[tuple[int, list[list[str]] | No
             rows, first = [], number + 1
             if line.strip():
                 yield number, None
-        elif cells[0] != "#" and not (conllu and not cells[0].isdigit()):
+        elif not conllu or cells[0].isdigit():
             require(
                 len(cells) >= columns,
                 f"{path}:{number}: {columns} columns expected, {len(cells)} found: {line[:80]!r}",
