@@ -51,13 +51,13 @@ def main(argv: Sequence[str], changes: dict[str, str]) -> int:
         raise app.UsageError(f"too many arguments: {argv[1:]}; a flag's value follows an equals sign")
     import jax  # after the flags: --help needs no device
 
-    from bert_jax import config, experiment, train
+    from bert_jax import experiment, train
 
     logging.set_verbosity(logging.ERROR)
     if _MULTIHOST.value:
         jax.distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     try:
-        chosen = config.override(experiment.load(_CONFIG.value), changes)
+        chosen = train.configured(experiment.load(_CONFIG.value), changes, _WORKDIR.value)
         result = train.run(chosen, _WORKDIR.value, data_dir=_DATA_DIR.value, stop_at=_STOP_AT.value)
         print(json.dumps(result, indent=1))
     except train.Stopped as stopped:

@@ -198,6 +198,19 @@ def resolve(exp: Experiment, workdir: str = "") -> Experiment:
     return exp
 
 
+def configured(exp: Experiment, changes: Mapping[str, Any], workdir: str = "") -> Experiment:
+    """`exp` with a command line's changes; those of an encoder that it takes from `init_from` are changes of that one.
+
+    Raises:
+      ValueError: as `config.override` and `resolve`.
+    """
+    inner = {name: value for name, value in changes.items() if name.startswith("encoder.")}
+    exp = config.override(exp, {name: value for name, value in changes.items() if name not in inner})
+    if inner and exp.encoder is None and exp.init_from:
+        exp = resolve(exp, workdir)
+    return config.override(exp, inner)
+
+
 def find_tokenizer(exp: Experiment, workdir: str = "") -> Tokenizer:
     """The tokenizer of a run: its own copy, `vocab`, the corpus's, or that of `init_from`; those there are must agree.
 

@@ -291,6 +291,22 @@ def test_the_encoder_comes_from_init_from_unless_named(tiny: Experiment, whole: 
         train.resolve(dataclasses.replace(tiny, encoder=None))
 
 
+def test_a_change_of_an_encoder_that_is_not_named_is_one_of_the_source_s(
+    tiny: Experiment, whole: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    exp = dataclasses.replace(tiny, encoder=None)
+    changes = {"init_from": str(whole), "encoder.dtype": "bfloat16", "seed": "3"}
+    assert tiny.encoder is not None
+    wanted = dataclasses.replace(tiny.encoder, dtype="bfloat16")
+    found = train.configured(exp, changes, str(tmp_path))
+    assert (found.encoder, found.seed) == (wanted, 3)
+    assert train.resolve(found).encoder == wanted
+    # What makes another model of it is refused, and without a source there is nothing but the defaults to change.
+    with pytest.raises(ValueError, match="layers: 2, and 3"):
+        train.resolve(train.configured(exp, {**changes, "encoder.layers": 3}))
+    assert train.configured(exp, {"encoder.layers": 3}).encoder == config.Encoder(layers=3)
+
+
 def test_a_run_goes_on_without_its_source(tiny: Experiment, whole: pathlib.Path, tmp_path: pathlib.Path) -> None:
     """A run that took its encoder from another is resumed from its own workdir's record."""
     exp = dataclasses.replace(tiny, encoder=None, init_from=str(whole))
