@@ -68,8 +68,9 @@ def read(directory: str) -> Published:
         value = values.get(name)
         require(not value or value == only, f"{file}: {name} is {value!r}, and this encoder has {only!r} alone")
     encoder = names.encoder_of(values, file)
-    tensors = _Canonical(_open(folder))
+    opened = _open(folder)
     try:
+        tensors = _Canonical(opened)
         heads = _heads(values, tensors)
         params = names.params(tensors, "huggingface", encoder, heads)
     except ValueError as error:
