@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import math
 import types
 import typing
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, TypeVar
+
+from etils import epath
 
 T = TypeVar("T")
 
@@ -299,6 +302,20 @@ def from_dict(values: Any, kinds: Mapping[str, type]) -> Any:
     for name in values:
         require(name in [*known, "is"], f"{kind.__name__} has no field {name!r}: {nearest(name, known)}")
     return kind(**{name: from_dict(value, kinds) for name, value in values.items() if name != "is"})
+
+
+def read_json(path: epath.PathLike) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+      ValueError: where it holds none.
+    """
+    try:
+        values = json.loads(epath.Path(path).read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged, it is no JSON: {error}") from None
+    require(isinstance(values, dict), f"{path} is damaged: a JSON object is expected")
+    return values
 
 
 def differences(a: Any, b: Any, path: str = "") -> list[str]:

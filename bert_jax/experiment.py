@@ -9,7 +9,7 @@ import pathlib
 import runpy
 import sys
 from collections.abc import Iterator
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 from etils import epath
 
@@ -103,26 +103,12 @@ def read_config(workdir: str) -> Experiment:
     """
     path = epath.Path(workdir) / "config.json"
     require(path.exists(), f"{workdir} is no workdir of a run: it has no config.json")
-    values = read_json(path)
+    values = config.read_json(path)
     require(values.get("is") == Experiment.__name__, f"{path} is not that of a run's workdir")
     try:
         return config.from_dict(values, kinds())
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-
-
-def read_json(path: epath.Path) -> dict[str, Any]:
-    """The JSON object in a file.
-
-    Raises:
-      ValueError: where it holds none.
-    """
-    try:
-        values = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged, it is no JSON: {error}") from None
-    require(isinstance(values, dict), f"{path} is damaged: a JSON object is expected")
-    return values
 
 
 def record(experiment: Experiment, workdir: str) -> None:

@@ -81,7 +81,7 @@ def open(directory: str) -> Pretrained:
     """
     folder = epath.Path(directory)
     if (folder / "config.json").exists():
-        values = experiment.read_json(folder / "config.json")
+        values = config.read_json(folder / "config.json")
         if values.get("is") == Experiment.__name__:
             exp = experiment.read_config(directory)
             require(exp.encoder is not None, f"{folder / 'config.json'} records no encoder")

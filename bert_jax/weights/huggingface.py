@@ -63,7 +63,7 @@ def read(directory: str) -> Published:
     """
     folder = pathlib.Path(directory)
     file = str(folder / "config.json")
-    values = _json(folder / "config.json")
+    values = config.read_json(folder / "config.json")
     for name, only in _ONLY.items():
         value = values.get(name)
         require(not value or value == only, f"{file}: {name} is {value!r}, and this encoder has {only!r} alone")
@@ -87,8 +87,8 @@ def read_tokenizer(directory: str) -> Tokenizer | None:
       ValueError: at a tokenizer that is not BERT's, or that departs from it where ours cannot follow.
     """
     folder = pathlib.Path(directory)
-    stated = _json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").exists() else {}
-    described = _json(folder / "tokenizer.json") if (folder / "tokenizer.json").exists() else {}
+    stated = config.read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").exists() else {}
+    described = config.read_json(folder / "tokenizer.json") if (folder / "tokenizer.json").exists() else {}
     normalizer = described.get("normalizer") or {}
     lower = stated.get("do_lower_case", normalizer.get("lowercase"))
     strip = stated.get("strip_accents", normalizer.get("strip_accents"))
@@ -255,7 +255,7 @@ def _open(folder: pathlib.Path) -> _Safetensors | _PyTorch:
     if (folder / _WEIGHTS).exists():
         return _Safetensors({"": folder / _WEIGHTS})
     if (folder / _INDEX).exists():
-        listed = _json(folder / _INDEX).get("weight_map", {})
+        listed = config.read_json(folder / _INDEX).get("weight_map", {})
         missing = sorted({file for file in listed.values() if not (folder / file).exists()})
         require(not missing, f"{folder}: {', '.join(missing)}, which {_INDEX} lists, is missing: copy all shards")
         return _Safetensors({name: folder / file for name, file in listed.items()})
@@ -329,15 +329,6 @@ def _safetensors_errors(file: pathlib.Path) -> Iterator[None]:
         yield
     except safetensors.SafetensorError as error:
         raise ValueError(f"{file} is cut off, or no safetensors file ({error}): copy it again") from None
-
-
-def _json(path: pathlib.Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged, it is no JSON: {error}") from None
-    require(isinstance(values, dict), f"{path}: a JSON object is expected")
-    return values
 
 
 def _write_json(path: pathlib.Path, values: Mapping[str, Any]) -> None:

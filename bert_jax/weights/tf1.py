@@ -35,10 +35,7 @@ def read(directory: str) -> Published:
     """
     folder = pathlib.Path(directory)
     file = folder / "bert_config.json"
-    try:
-        values = json.loads(file.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{file} is damaged, it is no JSON: {error}") from None
+    values = config.read_json(file)
     act = "gelu_new" if values.get("gelu_approximation") == "tanh" else values.get("hidden_act", "gelu")
     encoder = names.encoder_of({**values, "hidden_act": act}, str(file))
     tensors = _Checkpoint(_prefix(folder))
