@@ -64,15 +64,20 @@ _hash_dropout.defvjp(_forward, _backward)
 
 
 def hash_keep(words: UInt32[Array, " 2"], shape: tuple[int, ...], rate: float) -> Bool[Array, " *shape"]:
-    """True with probability `1 - rate` at each index of `shape`: a pure function of 64 bits of key and the index."""
-    # The leading axis, the batch, turns the key into a key per row, so that no flat index ever leaves 32 bits.
+    """True with probability `1 - rate` at each index of `shape`: a pure function of 64 bits of key and the index.
+
+    A longer axis keeps what a shorter one gives: padding changes nothing for what stands before it.
+    """
+    # The leading axis, the batch, turns the key into a key per row; the others share the 32 bits of an index within it.
     row = jax.lax.broadcasted_iota(jnp.uint32, (shape[0],) + (1,) * (len(shape) - 1), 0) if shape else jnp.uint32(0)
     first = _mix(row ^ words[0], words[1])
     second = _mix(first, words[0])
     index: Array = jnp.uint32(0)
+    width = 32 // max(1, len(shape) - 1)
+    fits = all(size <= 2**width for size in shape[1:])
     for axis in range(1, len(shape)):
         extent = (1,) * axis + (shape[axis],) + (1,) * (len(shape) - axis - 1)
-        stride = math.prod(shape[axis + 1 :])
+        stride = 2 ** (width * (len(shape) - axis - 1)) if fits else math.prod(shape[axis + 1 :])
         index = index + jax.lax.broadcasted_iota(jnp.uint32, extent, axis) * jnp.uint32(stride)
     bits = _mix(index ^ first, second)
     return jnp.broadcast_to(bits, shape) >= jnp.uint32(round(rate * 2**32))

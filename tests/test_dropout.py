@@ -104,6 +104,12 @@ def test_a_mesh_does_not_change_the_bits() -> None:
     np.testing.assert_array_equal(compiled(key, spread, 0.3), compiled(key, x, 0.3))
 
 
+@pytest.mark.parametrize(("shape", "longer"), [((2, 3, 16, 16), (2, 3, 48, 48)), ((2, 16, 128), (4, 48, 128))])
+def test_padding_changes_nothing_for_what_stands_before_it(shape: tuple[int, ...], longer: tuple[int, ...]) -> None:
+    words = jnp.array([123456789, 987654321], jnp.uint32)
+    np.testing.assert_array_equal(keep(words, longer, 0.3)[tuple(map(slice, shape))], keep(words, shape, 0.3))
+
+
 def test_nothing_of_the_bits_is_kept_for_the_backward_pass() -> None:
     _, vjp = jax.vjp(lambda x: dropout(jax.random.key(0), x, 0.1), jnp.ones((8, 512)))
     assert sum(leaf.size for leaf in jax.tree.leaves(vjp)) <= 2
