@@ -137,9 +137,10 @@ class Phase:
     batch_size: int = 256  # of all hosts together
     steps: int = 0
     epochs: float | int = 0
+    lengths: int = 1  # static lengths of batches; above 1, examples of about one length share a batch: data.Grouped
 
     def __post_init__(self) -> None:
-        _positive(length=self.length, batch_size=self.batch_size)
+        _positive(length=self.length, batch_size=self.batch_size, lengths=self.lengths)
         require(
             (self.steps > 0) != (self.epochs > 0),
             f"a phase needs steps or epochs above 0, and not both: steps={self.steps}, epochs={self.epochs}",

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import concurrent.futures
-from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -12,7 +12,7 @@ from grain.experimental import index_shuffle
 from jax.sharding import NamedSharding
 
 from bert_jax.config import require
-from bert_jax.tasks.base import Source
+from bert_jax.tasks.base import Measured, Source
 
 T = TypeVar("T")
 
@@ -29,6 +29,16 @@ def shuffled(size: int, seed: int, positions: np.ndarray) -> tuple[np.ndarray, n
         for place, epoch in zip(places, epochs, strict=True)
     ]
     return np.asarray(ids, np.int64), epochs
+
+
+class Order(NamedTuple):
+    """What a global batch is made of."""
+
+    ids: np.ndarray  # int [B], the examples
+    visits: np.ndarray  # int [B], how often each was seen before
+    weight: np.ndarray  # float32 [B]: 1; 0 for the rows that fill up the last batch of an evaluation
+    length: int = 0  # that the examples are cut to; 0: as the source makes them
+    share: float = 1.0  # what the batch's mean counts for in the mean over its pool: see `Grouped`
 
 
 class Batches:
@@ -59,20 +69,26 @@ class Batches:
         """Batches that one pass over the source fills, the last one perhaps in part."""
         return -(-len(self.source) // self.batch_size)
 
+    def order(self, n: int) -> Order:
+        """What batch `n` is made of."""
+        return Order(*self._examples(n, n + 1))
+
+    def _examples(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Ids, visits and weights of the batches [start, stop), one after the other."""
+        positions = np.arange(start * self.batch_size, stop * self.batch_size)
+        if self.shuffle:
+            return *shuffled(len(self.source), self.seed, positions), np.ones(len(positions), np.float32)
+        weight = (positions < len(self.source)).astype(np.float32)
+        return np.minimum(positions, len(self.source) - 1), np.zeros_like(positions), weight
+
     def rows(self, n: int, span: slice = slice(None)) -> dict[str, np.ndarray]:
         """The rows `span` of batch `n`, on the host."""
-        positions = np.arange(n * self.batch_size, (n + 1) * self.batch_size)[span]
-        weight = np.ones(len(positions), np.float32)
-        if self.shuffle:
-            ids, visits = shuffled(len(self.source), self.seed, positions)
-        else:
-            weight[positions >= len(self.source)] = 0
-            ids, visits = np.minimum(positions, len(self.source) - 1), np.zeros_like(positions)
+        order = self.order(n)
         return {
-            **self.source.batch(ids),
-            "id": ids.astype(np.int32),
-            "visit": visits.astype(np.int32),
-            "weight": weight,
+            **self.source.batch(order.ids[span]),
+            "id": order.ids[span].astype(np.int32),
+            "visit": order.visits[span].astype(np.int32),
+            "weight": order.weight[span],
         }
 
     def __getitem__(self, n: int) -> dict[str, jax.Array]:
@@ -93,6 +109,87 @@ class Batches:
             )
 
         return {name: global_array(name) for name in next(iter(parts.values()))}
+
+
+class Grouped(Batches):
+    """Batches of examples that are about as long, cut to one of a few static lengths: short ones cost little.
+
+    Each `POOL` batches in a row hold the examples that as many plain batches would, dealt out anew: every batch at
+    random from one range of lengths, the batches in random order. So each example is seen as often, and the gradient's
+    expectation is the same, if a batch counts by its "share" [B] (one number, in every row): where the loss is a mean
+    over words, a batch of short sentences has few of them.
+
+    The order of lengths does not depend on the seed: several seeds in one program need little padding.
+    """
+
+    POOL = 64
+
+    def __init__(
+        self,
+        source: Source,
+        batch_size: int,
+        sharding: NamedSharding,
+        spec: Callable[[int, int], Mapping[str, jax.ShapeDtypeStruct]],
+        lengths: int,
+        *,
+        steps: int = 0,
+        seed: int = 0,
+        shuffle: bool = True,
+    ) -> None:
+        """At most so many `lengths`; `spec(B, T)` gives a batch's shapes. Training takes `steps` batches."""
+        super().__init__(source, batch_size, sharding, seed=seed, shuffle=shuffle)
+        if not isinstance(source, Measured):
+            raise ValueError("these examples have no lengths to be grouped by: leave phases' `lengths` at 1")
+        self.spec, self.steps, self.terms = spec, steps if shuffle else len(self), source.terms
+        self.lengths = np.asarray(static_lengths(source.sizes, lengths))
+        self.group = np.searchsorted(self.lengths, source.sizes)
+        self._pool: tuple[int, list[Order]] = (-1, [])  # the last one that was asked for
+
+    def order(self, n: int) -> Order:
+        """What batch `n` is made of. An evaluation has one pool, in the order of lengths."""
+        pool, place = divmod(n, self.POOL) if self.shuffle else (0, n)
+        if self._pool[0] != pool:
+            start = pool * self.POOL
+            stop = min(start + self.POOL, self.steps) if self.shuffle else self.steps
+            self._pool = pool, self._dealt(pool, start, stop)
+        return self._pool[1][place]
+
+    def _dealt(self, pool: int, start: int, stop: int) -> list[Order]:
+        """The examples of the batches [start, stop), dealt out to as many."""
+        ids, visits, weight = self._examples(start, stop)
+        deal = np.argsort(np.where(weight > 0, self.group[ids], len(self.lengths)), kind="stable")
+        deal = deal.reshape(stop - start, self.batch_size)
+        if self.shuffle:
+            deal = deal[np.random.default_rng(pool).permutation(len(deal))]
+        terms = self.terms[ids[deal]].sum(axis=1)
+        lengths, shares = self.lengths[self.group[ids[deal]].max(axis=1)], terms / terms.mean()
+        return [Order(ids[d], visits[d], weight[d], *more) for d, *more in zip(deal, lengths, shares, strict=True)]
+
+    def rows(self, n: int, span: slice = slice(None), length: int = 0) -> dict[str, np.ndarray]:
+        """The rows `span` of batch `n`, on the host, cut to `length`, by default the batch's own."""
+        order, rows = self.order(n), super().rows(n, span)
+        spec = self.spec(len(rows["id"]), length or int(order.length))
+        cut = {name: rows[name][tuple(map(slice, spec[name].shape))] for name in rows}
+        return {**cut, "share": np.full(len(rows["id"]), order.share, np.float32)}
+
+
+def static_lengths(sizes: np.ndarray, count: int, multiple: int = 8) -> list[int]:
+    """The at most `count` lengths, ascending, to which `sizes` [N] are padded with the fewest tokens in all.
+
+    All but the last are multiples of `multiple`; the last is that of the longest example.
+    """
+    found, numbers = np.unique(np.minimum(-(-sizes // multiple) * multiple, sizes.max()), return_counts=True)
+    before = np.concatenate([[0], np.cumsum(numbers)])  # examples that are shorter than `found[i]`
+    cost = found * before[1:].astype(np.float64)  # of one length, for the examples up to each
+    chosen = [[int(length)] for length in found]
+    for _ in range(min(count, len(found)) - 1):
+        # With one more length: the examples up to `found[i]` as they were, those from there to `found[j]` at that.
+        total = cost[:, None] + found * (before[1:] - before[1:, None])
+        total[np.tril_indices(len(found))] = np.inf
+        best = np.where(total.min(axis=0) < cost, total.argmin(axis=0), -1)
+        chosen = [[*chosen[i], int(found[j])] if i >= 0 else chosen[j] for j, i in enumerate(best)]
+        cost = np.minimum(cost, total.min(axis=0))
+    return chosen[-1]
 
 
 def ahead(get: Callable[[int], T], numbers: range, depth: int = 3) -> Iterator[T]:

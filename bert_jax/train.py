@@ -27,7 +27,7 @@ from jax.experimental import multihost_utils
 from bert_jax import checkpoint, config, data, experiment, losses, metrics, optimizer, pretrained, sharding, tokenizer
 from bert_jax.config import require
 from bert_jax.experiment import Experiment
-from bert_jax.tasks.base import Batch, Context, Pair
+from bert_jax.tasks.base import Batch, Context, Pair, Source
 from bert_jax.tokenizer import Tokenizer
 
 
@@ -57,6 +57,14 @@ class Stretch(NamedTuple):
     stop: int
     batches: data.Batches
     validation: dict[str, data.Batches]  # by split
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens its batches have in all, padding included."""
+        steps = range(self.stop - self.start)
+        plain = self.phase.lengths == 1
+        lengths = self.phase.length * len(steps) if plain else sum(int(self.batches.order(n).length) for n in steps)
+        return lengths * self.phase.batch_size
 
 
 class Program:
@@ -110,6 +118,8 @@ class Program:
         outputs: Any = self.module.apply({"params": params}, batch, train=True, rngs={"dropout": dropout})
         parts, figures = self.experiment.task.losses(outputs, batch)
         objective = sum((losses.mean(pair) for pair in parts.values()), jnp.zeros(()))
+        if "share" in batch:  # of a batch in groups of lengths
+            objective = objective * batch["share"].mean()
         return objective, {**parts, **figures}
 
     def _gradients(self, params: Any, batch: Batch, dropout: jax.Array) -> tuple[Any, dict[str, Pair]]:
@@ -143,7 +153,10 @@ class Program:
         return {**parts, **figures}, self.experiment.task.kept(outputs)
 
     def evaluate(self, params: Any, batches: data.Batches) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-        """The figures over every example of a split, each counted once, and what the task keeps of each, in order."""
+        """The figures over every example of a split, each counted once, and what the task keeps of each, in order.
+
+        Arrays of batches of different lengths are filled up with zeros.
+        """
         total: dict[str, Pair] = {}
         parts: list[Any] = []
         for batch in data.ahead(batches.__getitem__, range(len(batches))):
@@ -151,8 +164,13 @@ class Program:
             total = jax.tree.map(jnp.add, total, pairs) if total else pairs
             parts[-1:] = [*jax.device_get(parts[-1:]), kept]  # fetched a step late: the device never waits
         parts = jax.device_get(parts)
-        count = len(batches.source)  # the rows that fill up the last batch come last
-        whole = {name: np.concatenate([part[name] for part in parts])[:count] for name in parts[0]}
+        whole = {}
+        for name in parts[0]:
+            shape = np.max([part[name].shape[1:] for part in parts], axis=0).astype(int)
+            whole[name] = np.zeros((len(batches.source), *shape), parts[0][name].dtype)
+            for n, part in enumerate(parts):
+                place: Any = (batches.order(n).ids, *map(slice, part[name].shape[1:]))
+                whole[name][place] = part[name]  # the rows that fill up the last batch repeat an example
         return means([jax.device_get(total)]), whole
 
 
@@ -250,10 +268,10 @@ def stretches(exp: Experiment, context: Context, place: jax.sharding.NamedShardi
     found: list[Stretch] = []
     for index, phase in enumerate(exp.phases):
         source = exp.task.source("train", phase.length, context)
-        batches = data.Batches(source, phase.batch_size, place, seed=exp.seed + 7919 * index)
+        steps = phase.steps or max(1, int(phase.epochs * len(source) / phase.batch_size))
+        batches = batches_of(source, exp, phase, place, seed=exp.seed + 7919 * index, steps=steps)
         validation = evaluated(exp.task.validation(), exp, phase, context, place)
         start = found[-1].stop if found else 0
-        steps = phase.steps or max(1, int(phase.epochs * len(source) / phase.batch_size))
         found.append(Stretch(phase, start, start + steps, batches, validation))
     return found
 
@@ -261,9 +279,19 @@ def stretches(exp: Experiment, context: Context, place: jax.sharding.NamedShardi
 def evaluated(
     splits: tuple[str, ...], exp: Experiment, phase: config.Phase, context: Context, place: jax.sharding.NamedSharding
 ) -> dict[str, data.Batches]:
-    """The batches of those splits, each example once and in order."""
+    """The batches of those splits, each example once."""
     sources = {split: exp.task.source(split, phase.length, context) for split in splits}
-    return {split: data.Batches(source, phase.batch_size, place, shuffle=False) for split, source in sources.items()}
+    return {split: batches_of(source, exp, phase, place, shuffle=False) for split, source in sources.items()}
+
+
+def batches_of(
+    source: Source, exp: Experiment, phase: config.Phase, place: jax.sharding.NamedSharding, **more: Any
+) -> data.Batches:
+    """A source's batches in a phase, grouped by length where it says so."""
+    if phase.lengths > 1:
+        return data.Grouped(source, phase.batch_size, place, exp.task.spec, phase.lengths, **more)
+    more.pop("steps", None)
+    return data.Batches(source, phase.batch_size, place, **more)
 
 
 def initial_state(exp: Experiment, program: Program, checkpoints: checkpoint.Checkpoints | None) -> tuple[State, str]:
@@ -384,7 +412,7 @@ class _Loop:
 
     def enter(self, stretch: Stretch) -> None:
         """A phase begins: it is evaluated at its own length."""
-        self.tokens_per_step, self.stop = stretch.phase.batch_size * stretch.phase.length, stretch.stop
+        self.stop, self.tokens = stretch.stop, 0  # tokens: since the last figures
         self.validation = stretch.validation
         self.baselines = self.exp.task.baselines(self.context, stretch.phase.length)
         self.since: float | None = None  # when the last figures came; the first step of a phase compiles
@@ -404,6 +432,7 @@ class _Loop:
                 for batch in data.ahead(stretch.batches.__getitem__, numbers):
                     state, figures = self.program.step(state, batch)
                     step += 1
+                    self.tokens += batch["tokens"].size
                     self.pending.append((step, figures))
                     self.after(step, state)
                     signum = heard()
@@ -438,9 +467,9 @@ class _Loop:
         now, values = time.monotonic(), means(figures)
         values["learning_rate"] = float(self.program.schedule(steps[-1] - 1))
         if self.since is not None:
-            values["tokens_per_second"] = len(steps) * self.tokens_per_step / (now - self.since)
+            values["tokens_per_second"] = self.tokens / (now - self.since)
             values["seconds"] = now - self.since
-        self.since = now
+        self.since, self.tokens = now, 0
         self.write(step, "train", values)
 
     def evaluate(self, step: int, state: State) -> None:
@@ -497,7 +526,7 @@ class _Loop:
             **self.scores,
             **self.baselines,
             "parameters": parameter_count(state.params),
-            "tokens": sum((s.stop - s.start) * s.phase.batch_size * s.phase.length for s in self.plan),
+            "tokens": sum(stretch.tokens for stretch in self.plan),
             "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         }
         files = self.predictions(state) if self.exp.predict else {}

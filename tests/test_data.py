@@ -1,5 +1,9 @@
 """Batches are a function of the step: shuffled anew each epoch, the same on any mesh and any number of hosts."""
 
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
 import jax
 import numpy as np
 import pytest
@@ -99,3 +103,111 @@ def test_ahead_keeps_order_and_passes_errors_on() -> None:
     assert list(data.ahead(lambda n: n * n, range(3, 50))) == [n * n for n in range(3, 50)]
     with pytest.raises(ZeroDivisionError):
         list(data.ahead(lambda n: 1 // (5 - n), range(10)))
+
+
+class Sized(Numbers):
+    """Examples of 1 to `longest` tokens, each its own number over and over; the loss is a mean over tokens."""
+
+    def __init__(self, size: int, longest: int = 60, seed: int = 0) -> None:
+        super().__init__(size)
+        self.sizes = np.random.default_rng(seed).integers(1, longest + 1, size)
+        self.terms, self.longest = self.sizes, longest
+
+    def batch(self, ids: np.ndarray) -> dict[str, np.ndarray]:
+        mask = np.arange(self.longest) < self.sizes[ids][:, None]
+        return {"tokens": np.where(mask, ids[:, None], -1), "mask": mask, "value": ids * 2}
+
+
+def spec(rows: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
+    shapes = {"tokens": (rows, length), "mask": (rows, length)}
+    return {
+        name: jax.ShapeDtypeStruct(shapes.get(name, (rows,)), np.int32)
+        for name in ("tokens", "mask", "value", "id", "visit", "weight")
+    }
+
+
+def grouped(source: Sized, lengths: int = 4, steps: int = 150, **more: Any) -> data.Grouped:
+    return data.Grouped(source, 8, place(), spec, lengths, steps=steps, **more)
+
+
+@given(st.lists(st.integers(1, 70), min_size=1, max_size=12), st.integers(1, 5))
+def test_the_static_lengths_are_the_best_there_are(sizes: list[int], count: int) -> None:
+    def padded(lengths: Sequence[int]) -> int:
+        return sum(min(length for length in lengths if length >= size) for size in sizes)
+
+    found = data.static_lengths(np.asarray(sizes), count)
+    choices = {min(-(-size // 8) * 8, max(sizes)) for size in sizes} - {max(sizes)}
+    every = [(*some, max(sizes)) for k in range(count) for some in itertools.combinations(sorted(choices), k)]
+    assert found == sorted(set(found))
+    assert len(found) <= count
+    assert padded(found) == min(map(padded, every))
+
+
+def test_a_pool_holds_the_examples_of_as_many_plain_batches() -> None:
+    source = Sized(300)
+    plain, groups = data.Batches(source, 8, place(), seed=3), grouped(source, seed=3)
+    for first, stop in ((0, 64), (64, 128), (128, 150)):  # the last one is cut off by the end of the run
+        some, same = ([one.order(n) for n in range(first, stop)] for one in (plain, groups))
+        pairs = [
+            sorted((i, v) for o in orders for i, v in zip(o.ids, o.visits, strict=True)) for orders in (some, same)
+        ]
+        assert pairs[0] == pairs[1]
+        assert any(a.ids.tolist() != b.ids.tolist() for a, b in zip(some, same, strict=True))
+
+
+def test_groups_have_few_lengths_and_little_padding() -> None:
+    source = Sized(300)
+    groups = grouped(source)
+    rows = [groups.rows(n) for n in range(150)]
+    for row in rows:
+        np.testing.assert_array_equal(row["mask"].sum(axis=1), source.sizes[row["id"]])  # nothing is cut off
+        np.testing.assert_array_equal(row["value"], row["id"] * 2)
+    lengths = [row["tokens"].shape[1] for row in rows]
+    assert len(set(lengths)) == 4
+    real = sum(int(row["mask"].sum()) for row in rows)
+    assert sum(8 * length for length in lengths) < 1.35 * real < 0.8 * 150 * 8 * 60
+    assert lengths[:64] != sorted(lengths[:64]), "in random order"
+
+
+def test_the_order_of_lengths_hardly_depends_on_the_seed() -> None:
+    source = Sized(3000)
+    one, other = ([grouped(source, seed=s).order(n) for n in range(64)] for s in (0, 1))
+    assert one[0].ids.tolist() != other[0].ids.tolist()
+    assert sum(a.length == b.length for a, b in zip(one, other, strict=True)) > 54
+
+
+def test_shares_make_the_mean_of_batches_the_mean_over_tokens() -> None:
+    """As the mean over all tokens of a pool, whatever the values are."""
+    source, values = Sized(300), np.random.default_rng(1).normal(size=300)
+    groups = grouped(source, steps=64)
+    found, tokens = [], []
+    for n in range(64):
+        row = groups.rows(n)
+        each = (values[row["id"]] * row["mask"].sum(axis=1)).sum() / row["mask"].sum()
+        found.append(each * row["share"][0])
+        tokens += np.repeat(values[row["id"]], source.sizes[row["id"]]).tolist()
+    assert np.mean(found) == pytest.approx(np.mean(tokens), rel=1e-5)
+
+
+def test_a_grouped_evaluation_sees_each_example_once_in_order_of_length() -> None:
+    groups = data.Grouped(Sized(301), 8, place(), spec, 4, shuffle=False)
+    rows = [groups.rows(n) for n in range(len(groups))]
+    assert len(rows) == 38
+    seen = np.concatenate([row["id"][row["weight"] > 0] for row in rows])
+    assert sorted(seen) == list(range(301))
+    lengths = [row["tokens"].shape[1] for row in rows]
+    assert lengths == sorted(lengths)
+
+
+@pytest.mark.parametrize("hosts", [2, 4])
+def test_hosts_share_a_grouped_batch(hosts: int) -> None:
+    groups = grouped(Sized(300), seed=3)
+    for n in (0, 70):
+        parts = [groups.rows(n, slice(h * 8 // hosts, (h + 1) * 8 // hosts)) for h in range(hosts)]
+        for name, whole in groups.rows(n).items():
+            np.testing.assert_array_equal(np.concatenate([part[name] for part in parts]), whole)
+
+
+def test_examples_without_lengths_cannot_be_grouped() -> None:
+    with pytest.raises(ValueError, match="no lengths to be grouped by"):
+        data.Grouped(Numbers(10), 2, place(), spec, 4)

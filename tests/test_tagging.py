@@ -5,14 +5,16 @@ import json
 import lzma
 import pathlib
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 import bert_jax
-from bert_jax import config, predict, train
+from bert_jax import config, predict, sharding, train
 from bert_jax.experiment import Experiment
+from bert_jax.tasks.base import Context
 from bert_jax.tasks.tagging import CONLL2003, UPOS, Sentence, Sentences, Tag
 from bert_jax.tokenizer import WordPiece
 
@@ -200,6 +202,67 @@ def test_the_english_web_treebank_s_files(real_data: pathlib.Path, split: str, c
     documents = task.read(str(real_data / "ud_ewt" / f"en_ewt-ud-{split}"))
     assert sum(map(len, documents)) == count
     assert len(documents) > 300
+
+
+@pytest.fixture
+def uneven(tiny: Experiment, tmp_path: pathlib.Path) -> Experiment:
+    """Sentences of 1 to 28 words, without dropout."""
+    VOCABULARY.save(tmp_path / "vocab.txt")
+    rng = np.random.default_rng(0)
+    for name, count in (("train.txt", 300), ("dev.txt", 45)):
+        texts = [rng.choice(["a", "b", "c", "d", "e", "f"], rng.integers(1, 29)) for _ in range(count)]
+        lines = ["".join(f"{w} {'I-X' if w in 'ab' else 'O'}\n" for w in text) for text in texts]
+        write(tmp_path, "\n".join(lines), name)
+    return dataclasses.replace(
+        tiny,
+        encoder=config.Encoder(
+            layers=2, hidden=16, heads=2, vocab_size=40, max_positions=32, dropout=0.0, attention_dropout=0.0
+        ),
+        vocab=str(tmp_path / "vocab.txt"),
+        task=dataclasses.replace(TASK, dev=("dev.txt",), document=False),
+        phases=(config.Phase(length=32, batch_size=8, epochs=2, lengths=4),),
+        optimizer=config.Optimizer(learning_rate=5e-3, warmup=0.1),
+        every=config.Every(log=100, evaluate=0, checkpoint=0),
+    )
+
+
+@pytest.mark.usefixtures("few_devices")
+def test_groups_of_lengths_change_neither_the_expected_gradient_nor_an_evaluation(
+    uneven: Experiment, tmp_path: pathlib.Path
+) -> None:
+    plain = config.override(uneven, {"phases.0.lengths": 1})
+    mesh = sharding.make_mesh(uneven.mesh)
+    place, context = sharding.batch_sharding(mesh), Context(VOCABULARY, str(tmp_path))
+    (groups,), (same,) = (train.stretches(exp, context, place) for exp in (uneven, plain))
+    assert (groups.stop, same.tokens) == (75, 75 * 8 * 32)
+    assert groups.tokens < 0.7 * same.tokens
+    with jax.set_mesh(mesh):
+        program = train.Program(uneven, VOCABULARY, 75, mesh)
+        params = program.init().params
+        gradients = jax.jit(lambda batch: program._gradients(params, batch, jax.random.key(0))[0])
+        each = [gradients(groups.batches[n]) for n in range(64)]
+        mean = jax.tree.map(lambda *leaves: np.mean(leaves, axis=0), *each)
+        pool = [same.batches.rows(n) for n in range(64)]
+        whole = gradients({name: np.concatenate([rows[name] for rows in pool]) for name in pool[0]})
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-6), mean, whole)
+        found, expected = (program.evaluate(params, one.validation["validation"]) for one in (groups, same))
+    assert found[0] == pytest.approx(expected[0], rel=1e-5)
+    predicted = same.validation["validation"].source.arrays["predicted"]
+    np.testing.assert_array_equal(
+        found[1]["tags"] * predicted[:, : found[1]["tags"].shape[1]],
+        (expected[1]["tags"] * predicted)[:, : found[1]["tags"].shape[1]],
+    )
+
+
+@pytest.mark.usefixtures("few_devices")
+def test_a_run_in_groups_of_lengths_stops_and_goes_on(uneven: Experiment, tmp_path: pathlib.Path) -> None:
+    results = []
+    for workdir, stops in ((tmp_path / "whole", ()), (tmp_path / "cut", (30, 70))):
+        for stop in stops:
+            train.run(uneven, str(workdir), data_dir=str(tmp_path), stop_at=stop, quiet=True)
+        results.append(train.run(uneven, str(workdir), data_dir=str(tmp_path), quiet=True))
+    assert results[0] == results[1]
+    assert results[0]["f1"] > 0.4
 
 
 @pytest.mark.usefixtures("few_devices")

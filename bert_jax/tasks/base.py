@@ -34,6 +34,21 @@ class Source(Protocol):
         ...
 
 
+@runtime_checkable
+class Measured(Source, Protocol):
+    """A source that knows its examples' lengths without reading them: its batches can be grouped by length."""
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """How many tokens each example has, int [N]."""
+        ...
+
+    @property
+    def terms(self) -> np.ndarray:
+        """Over how many terms of each example the loss is a mean, [N]."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True)
 class Context:
     """What a task's data may depend on besides the task's own fields."""
@@ -161,3 +176,12 @@ class Arrays:
 
     def batch(self, ids: np.ndarray) -> dict[str, np.ndarray]:
         return {name: array[ids] for name, array in self.arrays.items()}
+
+    @property
+    def sizes(self) -> np.ndarray:
+        mask = self.arrays["mask"]  # [N, T], or [N, C, T] of texts that are read one by one
+        return mask.any(axis=tuple(range(1, mask.ndim - 1))).sum(axis=-1)
+
+    @property
+    def terms(self) -> np.ndarray:
+        return np.ones(len(self))

@@ -310,6 +310,15 @@ class Windows:
     def __len__(self) -> int:
         return len(self.table)
 
+    @property
+    def sizes(self) -> np.ndarray:
+        asked = np.asarray([len(one) for one in self._asked])
+        return asked[self.table[:, 0]] + 3 + self.table[:, 2] - self.table[:, 1]
+
+    @property
+    def terms(self) -> np.ndarray:
+        return np.ones(len(self))
+
     def batch(self, ids: np.ndarray) -> dict[str, np.ndarray]:
         tokens = np.full((len(ids), self.length), self.tokenizer.pad, np.int32)
         segments, mask = np.zeros_like(tokens), np.zeros(tokens.shape, bool)

@@ -196,9 +196,13 @@ class Sentences(Arrays):
             predicted[row, at], tags[row, at] = True, [numbers[name] for name in names]
         super().__init__(tokens=tokens, segments=np.zeros_like(tokens), mask=mask, tags=tags, predicted=predicted)
 
+    @property
+    def terms(self) -> np.ndarray:
+        return self.arrays["predicted"].sum(axis=1)
+
     def tags(self, classes: np.ndarray) -> list[list[str]]:
-        """The tags of each sentence, from the classes [N, T] of all places: windows and words are in order."""
-        found = iter(classes[self.arrays["predicted"]].tolist())
+        """The tags of each sentence, from the classes of all places [N, up to T]: windows and words are in order."""
+        found = iter(classes[self.arrays["predicted"][:, : classes.shape[1]]].tolist())
         return [[self.labels[next(found)] for _ in sentence.words] for sentence in self.sentences]
 
 
