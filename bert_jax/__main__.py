@@ -4,6 +4,10 @@ Any field of the experiment is a flag: --config.encoder.layers=4 --config.task.m
 --config.phases.0.steps=1000. Example, on the machine's own documentation (scripts/quickstart does this and more):
 
     python -m bert_jax --config=experiments/bert_laptop.py --workdir=run --config.task.corpus=corpus
+
+Several seeds, and a grid of values, in one call; each run has a workdir of its own below --workdir:
+
+    python -m bert_jax --config=experiments/mrpc.py --workdir=sweep --seeds=3 --grid=experiments/grids/paper.py
 """
 
 from __future__ import annotations
@@ -21,6 +25,10 @@ _DATA_DIR = flags.DEFINE_string(
     "data_dir", os.environ.get("BERT_JAX_DATA", ""), "Tasks' official files; default: $BERT_JAX_DATA."
 )
 _STOP_AT = flags.DEFINE_integer("stop_at", 0, "Stop after so many steps in all, with a checkpoint; 0: at the end.")
+_SEEDS = flags.DEFINE_integer("seeds", 1, "Run so many seeds, from the experiment's on; prints mean and spread.")
+_GRID = flags.DEFINE_string("grid", None, "Run a grid: a Python file that defines GRID, values by field.")
+_TOGETHER = flags.DEFINE_integer("together", 1, "Of --seeds and --grid: how many runs share a program, side by side.")
+_KEEP = flags.DEFINE_enum("keep", "best", ["best", "all"], "Of --seeds and --grid: whose checkpoints stay.")
 _MULTIHOST = flags.DEFINE_bool("multihost", False, "One process of several: calls jax.distributed.initialize().")
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, where the platform does not know it.")
 _PROCESSES = flags.DEFINE_integer("processes", None, "How many processes there are, likewise.")
@@ -51,13 +59,25 @@ def main(argv: Sequence[str], changes: dict[str, str]) -> int:
         raise app.UsageError(f"too many arguments: {argv[1:]}; a flag's value follows an equals sign")
     import jax  # after the flags: --help needs no device
 
-    from bert_jax import experiment, train
+    from bert_jax import experiment, sweep, train
 
     logging.set_verbosity(logging.ERROR)
     if _MULTIHOST.value:
         jax.distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     try:
         chosen = train.configured(experiment.load(_CONFIG.value), changes, _WORKDIR.value)
+        if _SEEDS.value != 1 or _GRID.value:
+            summary = sweep.sweep(
+                chosen,
+                _WORKDIR.value,
+                grid=sweep.load_grid(_GRID.value) if _GRID.value else None,
+                seeds=_SEEDS.value,
+                together=_TOGETHER.value,
+                keep=_KEEP.value,
+                data_dir=_DATA_DIR.value,
+            )
+            print(f"{summary.table()}\n\nbest run: {summary.best_run()}")
+            return 0
         result = train.run(chosen, _WORKDIR.value, data_dir=_DATA_DIR.value, stop_at=_STOP_AT.value)
         print(json.dumps(result, indent=1))
     except train.Stopped as stopped:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -81,8 +81,8 @@ class Batches:
         weight = (positions < len(self.source)).astype(np.float32)
         return np.minimum(positions, len(self.source) - 1), np.zeros_like(positions), weight
 
-    def rows(self, n: int, span: slice = slice(None)) -> dict[str, np.ndarray]:
-        """The rows `span` of batch `n`, on the host."""
+    def rows(self, n: int, span: slice = slice(None), length: int = 0) -> dict[str, np.ndarray]:
+        """The rows `span` of batch `n`, on the host. `length` is for batches that have no length of their own."""
         order = self.order(n)
         return {
             **self.source.batch(order.ids[span]),
@@ -92,23 +92,7 @@ class Batches:
         }
 
     def __getitem__(self, n: int) -> dict[str, jax.Array]:
-        def span_of(index: Any) -> tuple[int, int]:
-            """The rows [start, stop) of a device's part."""
-            return index[0].indices(self.batch_size)[:2]
-
-        places = self.sharding.addressable_devices_indices_map((self.batch_size,))
-        spans = {span_of(index) for index in places.values()}
-        parts = {span: self.rows(n, slice(*span)) for span in spans}
-
-        def global_array(name: str) -> jax.Array:
-            example = next(iter(parts.values()))[name]
-            return jax.make_array_from_callback(
-                (self.batch_size, *example.shape[1:]),
-                self.sharding,
-                lambda index: parts[span_of(index)][name],
-            )
-
-        return {name: global_array(name) for name in next(iter(parts.values()))}
+        return _assembled(lambda span: self.rows(n, span), self.batch_size, self.sharding)
 
 
 class Grouped(Batches):
@@ -171,6 +155,43 @@ class Grouped(Batches):
         spec = self.spec(len(rows["id"]), length or int(order.length))
         cut = {name: rows[name][tuple(map(slice, spec[name].shape))] for name in rows}
         return {**cut, "share": np.full(len(rows["id"]), order.share, np.float32)}
+
+
+class Stacked:
+    """The batches of runs that train in one program, by number: [S, B, ...], all as long as the longest."""
+
+    def __init__(self, runs: Sequence[Batches], sharding: NamedSharding) -> None:
+        self.runs, self.sharding = runs, sharding
+
+    def __getitem__(self, n: int) -> dict[str, jax.Array]:
+        length = max(int(one.order(n).length) for one in self.runs)
+
+        def rows(span: slice) -> dict[str, np.ndarray]:
+            each = [one.rows(n, span, length) for one in self.runs]
+            return {name: np.stack([one[name] for one in each]) for name in each[0]}
+
+        return _assembled(rows, self.runs[0].batch_size, self.sharding, axis=1)
+
+
+def _assembled(
+    rows: Callable[[slice], dict[str, np.ndarray]], batch_size: int, sharding: NamedSharding, axis: int = 0
+) -> dict[str, jax.Array]:
+    """Global arrays with `batch_size` rows along `axis`, of which this process makes those that its devices hold."""
+
+    def span_of(index: Any) -> tuple[int, int]:
+        """The rows [start, stop) of a device's part."""
+        return index[axis].indices(batch_size)[:2]
+
+    places = sharding.addressable_devices_indices_map((1,) * axis + (batch_size,))
+    spans = {span_of(index) for index in places.values()}
+    parts = {span: rows(slice(*span)) for span in spans}
+
+    def global_array(name: str) -> jax.Array:
+        shape = list(next(iter(parts.values()))[name].shape)
+        shape[axis] = batch_size
+        return jax.make_array_from_callback(tuple(shape), sharding, lambda index: parts[span_of(index)][name])
+
+    return {name: global_array(name) for name in next(iter(parts.values()))}
 
 
 def static_lengths(sizes: np.ndarray, count: int, multiple: int = 8) -> list[int]:

@@ -23,18 +23,20 @@ class State(NamedTuple):
     nu: Tree
 
 
-def schedule(optimizer: config.Optimizer, total_steps: int) -> Callable[[Any], Float[Array, ""]]:
-    """The learning rate by step, counted from 0.
+def schedule(
+    optimizer: config.Optimizer, total_steps: int, learning_rate: Any = None
+) -> Callable[[Any], Float[Array, ""]]:
+    """The learning rate by step, counted from 0. `learning_rate`, if given, stands for the config's.
 
     `step / warmup * learning_rate` up to the warm-up's end (0 at step 0), then `(1 - step / total) * learning_rate`:
     that line starts at step 0, so the rate drops a little at the joint (reference behaviour). "constant" stays.
     """
-    peak = optimizer.learning_rate
+    peak = optimizer.learning_rate if learning_rate is None else learning_rate
     warmup = int(total_steps * optimizer.warmup) if optimizer.warmup < 1 else optimizer.warmup
 
     def rate(step: Any) -> Float[Array, ""]:
         step = jnp.asarray(step, jnp.float32)
-        after = jnp.float32(peak)
+        after = jnp.asarray(peak, jnp.float32)
         if optimizer.schedule == "linear":
             after = peak * (1.0 - jnp.minimum(step, total_steps) / total_steps)
         return jnp.where(step < warmup, peak * step / max(warmup, 1), after)
@@ -58,14 +60,14 @@ def decays(path: tuple[Any, ...]) -> bool:
     return path[-1].key not in ("bias", "scale")
 
 
-def make(optimizer: config.Optimizer, total_steps: int) -> optax.GradientTransformation:
+def make(optimizer: config.Optimizer, total_steps: int, learning_rate: Any = None) -> optax.GradientTransformation:
     """Clip by global norm, Adam, decay, learning rate: one pass over each parameter, once the norm is known.
 
     The update is `-rate * (mu / (sqrt(nu) + eps) + weight_decay * parameter)`; `bias_correction` divides the moments by
     `1 - b**count` first, as Kingma and Ba have it and the reference does not.
     """
     o = optimizer
-    learning_rate = schedule(o, total_steps)
+    rate_of = schedule(o, total_steps, learning_rate)
 
     def init(params: Tree) -> State:
         zeros = lambda: jax.tree.map(lambda p: jnp.zeros_like(p, jnp.float32), params)  # noqa: E731
@@ -73,7 +75,7 @@ def make(optimizer: config.Optimizer, total_steps: int) -> optax.GradientTransfo
 
     def update(gradients: Tree, state: State, params: Tree = None) -> tuple[Tree, State]:
         scale = clip_scale(gradients, o.clip_norm) if o.clip_norm else jnp.float32(1.0)
-        rate, count = learning_rate(state.step), state.step + 1
+        rate, count = rate_of(state.step), state.step + 1
         mu = jax.tree.map(lambda g, m: o.b1 * m + (1 - o.b1) * (g * scale), gradients, state.mu)
         nu = jax.tree.map(lambda g, n: o.b2 * n + (1 - o.b2) * jnp.square(g * scale), gradients, state.nu)
         mu_scale = 1.0 / (1.0 - o.b1 ** count.astype(jnp.float32)) if o.bias_correction else 1.0

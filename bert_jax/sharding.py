@@ -140,3 +140,8 @@ def state_shardings(mesh: jax.sharding.Mesh, optimizer: optax.GradientTransforma
 def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
     """Rows split over `BATCH`, all else whole."""
     return NamedSharding(mesh, PartitionSpec(BATCH))
+
+
+def stacked(shardings: Any) -> Any:
+    """The shardings of several such trees side by side, with a leading axis that is never split."""
+    return jax.tree.map(lambda one: NamedSharding(one.mesh, PartitionSpec(None, *one.spec)), shardings)

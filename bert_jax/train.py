@@ -11,10 +11,11 @@ import contextlib
 import dataclasses
 import json
 import math
+import operator
 import signal
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -37,6 +38,16 @@ class State(NamedTuple):
     step: jax.Array  # int32 []: how many steps have been made
     params: Any
     optimizer: Any
+
+
+class Knobs(NamedTuple):
+    """What differs between runs that share a program. An argument, so that each seed needs no compilation of its own.
+
+    Scalars, or arrays [S] of several runs.
+    """
+
+    seed: Any  # int32
+    learning_rate: Any  # float32
 
 
 class Stopped(Exception):  # noqa: N818 - no error: a request that was heard
@@ -68,29 +79,61 @@ class Stretch(NamedTuple):
 
 
 class Program:
-    """An experiment's functions, compiled for a mesh: `init`, `step`, `evaluate`. Owns no state and reads no data."""
+    """An experiment's functions, compiled for a mesh: `init`, `step`, `evaluate`. Owns no state and reads no data.
 
-    def __init__(self, exp: Experiment, vocabulary: Tokenizer, total_steps: int, mesh: jax.sharding.Mesh) -> None:
+    `others` are experiments that train beside it in the same program; `TOGETHER` names the fields in which they may
+    differ. `step` then takes and gives states, batches, knobs and figures with a leading axis S, one row for each of
+    `experiments`; `join` and `split` go from their states to that and back. All else is of one run at a time.
+
+        state, figures = program.step(state, batch, program.knobs)
+    """
+
+    def __init__(
+        self,
+        exp: Experiment,
+        vocabulary: Tokenizer,
+        total_steps: int,
+        mesh: jax.sharding.Mesh,
+        others: Sequence[Experiment] = (),
+    ) -> None:
         require(exp.encoder is not None, "resolve the experiment first")
         assert exp.encoder is not None
-        self.experiment, self.vocabulary, self.mesh = exp, vocabulary, mesh
+        self.experiment, self.vocabulary, self.mesh, self.total_steps = exp, vocabulary, mesh, total_steps
+        self.experiments = (exp, *others)
         self.module = exp.task.module(exp.encoder)
-        self.schedule = optimizer.schedule(exp.optimizer, total_steps)
         self.optimizer = optimizer.make(exp.optimizer, total_steps)
         self.batch_sharding = sharding.batch_sharding(mesh)
-        self.abstract = jax.eval_shape(self._init)
+        self.abstract = jax.eval_shape(self._init, 0)
         self.shardings = sharding.state_shardings(mesh, self.optimizer, self.abstract)
         replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-        self.init = jax.jit(self._init, out_shardings=self.shardings)
+        states, self.batches_sharding = self.shardings, self.batch_sharding
+        if others:
+            states, self.batches_sharding = sharding.stacked(states), sharding.stacked(self.batch_sharding)
+            count = len(self.experiments)
+            self.join = jax.jit(lambda *each: jax.tree.map(lambda *x: jnp.stack(x), *each), out_shardings=states)
+            self.split = jax.jit(
+                lambda states: tuple(jax.tree.map(operator.itemgetter(n), states) for n in range(count)),
+                out_shardings=(self.shardings,) * count,
+            )
+        seeds, rates = zip(*((one.seed, one.optimizer.learning_rate) for one in self.experiments), strict=True)
+        self.knobs = Knobs(np.asarray(seeds, np.int32), np.asarray(rates, np.float32))
+        self.knobs = self.knobs if others else jax.tree.map(operator.itemgetter(0), self.knobs)
+        self._compiled_init = jax.jit(self._init, out_shardings=self.shardings)
         self.step = jax.jit(
-            self._step,
-            in_shardings=(self.shardings, self.batch_sharding),
-            out_shardings=(self.shardings, replicated),
+            jax.vmap(self._step) if others else self._step,
+            in_shardings=(states, self.batches_sharding, replicated),
+            out_shardings=(states, replicated),
             donate_argnums=0,
         )
         self.evaluate_batch = jax.jit(
-            self._evaluate, in_shardings=(self.shardings.params, self.batch_sharding), out_shardings=replicated
+            self._evaluate,
+            in_shardings=(self.shardings.params, self.batch_sharding, replicated),
+            out_shardings=replicated,
         )
+
+    def init(self, seed: int | None = None) -> State:
+        """The state that a run begins with, by default that of the experiment's own seed."""
+        return self._compiled_init(self.experiment.seed if seed is None else seed)
 
     def abstract_state(self) -> State:
         """Shapes and shardings, for a checkpoint to be restored onto."""
@@ -100,17 +143,17 @@ class Program:
             self.shardings,
         )
 
-    def _key(self, name: str) -> jax.Array:
+    def _key(self, name: str, seed: Any) -> jax.Array:
         """A key of its own for each use of randomness, folded from the one seed."""
-        return jax.random.fold_in(jax.random.key(self.experiment.seed), zlib.crc32(name.encode()))
+        return jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
 
-    def _corrupt(self, batch: Batch, split: str) -> Batch:
-        return self.experiment.task.corrupt(self._key(f"masks of {split}"), batch, self.vocabulary)
+    def _corrupt(self, batch: Batch, split: str, seed: Any) -> Batch:
+        return self.experiment.task.corrupt(self._key(f"masks of {split}", seed), batch, self.vocabulary)
 
-    def _init(self) -> State:
+    def _init(self, seed: Any) -> State:
         spec = self.experiment.task.spec(1, self.experiment.phases[0].length)
-        batch = self._corrupt({name: jnp.zeros(one.shape, one.dtype) for name, one in spec.items()}, "init")
-        params = self.module.init(self._key("parameters"), batch, train=False)["params"]
+        batch = self._corrupt({name: jnp.zeros(one.shape, one.dtype) for name, one in spec.items()}, "init", seed)
+        params = self.module.init(self._key("parameters", seed), batch, train=False)["params"]
         return State(jnp.zeros((), jnp.int32), params, self.optimizer.init(params))
 
     def _loss(self, params: Any, batch: Batch, dropout: jax.Array) -> tuple[jax.Array, dict[str, Pair]]:
@@ -137,30 +180,34 @@ class Program:
         gradients, figures = jax.vmap(one)(parts, jnp.arange(shards))
         return jax.tree.map(lambda x: x.mean(axis=0), gradients), jax.tree.map(lambda x: x.sum(axis=0), figures)
 
-    def _step(self, state: State, batch: Batch) -> tuple[State, dict[str, Any]]:
-        batch = self._corrupt(batch, "train")
-        dropout = jax.random.fold_in(self._key("dropout"), state.step)
+    def _step(self, state: State, batch: Batch, knobs: Knobs) -> tuple[State, dict[str, Any]]:
+        batch = self._corrupt(batch, "train", knobs.seed)
+        dropout = jax.random.fold_in(self._key("dropout", knobs.seed), state.step)
         gradients, figures = self._gradients(state.params, batch, dropout)
         norm = (optax.tree.norm(gradients), jnp.ones(()))
-        updates, moments = self.optimizer.update(gradients, state.optimizer, state.params)
+        update = optimizer.make(self.experiment.optimizer, self.total_steps, knobs.learning_rate).update
+        updates, moments = update(gradients, state.optimizer, state.params)
         params = jax.tree.map(jnp.add, state.params, updates)
         return State(state.step + 1, params, moments), {**figures, "gradient_norm": norm}
 
-    def _evaluate(self, params: Any, batch: Batch) -> tuple[dict[str, Pair], dict[str, jax.Array]]:
-        batch = self._corrupt(batch, "validation")
+    def _evaluate(self, params: Any, batch: Batch, seed: Any) -> tuple[dict[str, Pair], dict[str, jax.Array]]:
+        batch = self._corrupt(batch, "validation", seed)
         outputs: Any = self.module.apply({"params": params}, batch, train=False)
         parts, figures = self.experiment.task.losses(outputs, batch)
         return {**parts, **figures}, self.experiment.task.kept(outputs)
 
-    def evaluate(self, params: Any, batches: data.Batches) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    def evaluate(
+        self, params: Any, batches: data.Batches, seed: int | None = None
+    ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
         """The figures over every example of a split, each counted once, and what the task keeps of each, in order.
 
         Arrays of batches of different lengths are filled up with zeros.
         """
+        seed = self.experiment.seed if seed is None else seed
         total: dict[str, Pair] = {}
         parts: list[Any] = []
         for batch in data.ahead(batches.__getitem__, range(len(batches))):
-            pairs, kept = self.evaluate_batch(params, batch)
+            pairs, kept = self.evaluate_batch(params, batch, seed)
             total = jax.tree.map(jnp.add, total, pairs) if total else pairs
             parts[-1:] = [*jax.device_get(parts[-1:]), kept]  # fetched a step late: the device never waits
         parts = jax.device_get(parts)
@@ -263,25 +310,44 @@ def find_tokenizer(exp: Experiment, workdir: str = "") -> Tokenizer:
     return chosen
 
 
-def stretches(exp: Experiment, context: Context, place: jax.sharding.NamedSharding) -> list[Stretch]:
-    """The phases with their data, on the run's own count of steps."""
+def stretches(
+    exp: Experiment,
+    context: Context,
+    place: jax.sharding.NamedSharding,
+    sources: dict[Any, Source] | None = None,
+) -> list[Stretch]:
+    """The phases with their data, on the run's own count of steps. `sources` are those that were read already."""
+    sources = {} if sources is None else sources
     found: list[Stretch] = []
     for index, phase in enumerate(exp.phases):
-        source = exp.task.source("train", phase.length, context)
+        source = source_of(exp, "train", phase.length, context, sources)
         steps = phase.steps or max(1, int(phase.epochs * len(source) / phase.batch_size))
         batches = batches_of(source, exp, phase, place, seed=exp.seed + 7919 * index, steps=steps)
-        validation = evaluated(exp.task.validation(), exp, phase, context, place)
+        validation = evaluated(exp.task.validation(), exp, phase, context, place, sources)
         start = found[-1].stop if found else 0
         found.append(Stretch(phase, start, start + steps, batches, validation))
     return found
 
 
 def evaluated(
-    splits: tuple[str, ...], exp: Experiment, phase: config.Phase, context: Context, place: jax.sharding.NamedSharding
+    splits: tuple[str, ...],
+    exp: Experiment,
+    phase: config.Phase,
+    context: Context,
+    place: jax.sharding.NamedSharding,
+    sources: dict[Any, Source],
 ) -> dict[str, data.Batches]:
     """The batches of those splits, each example once."""
-    sources = {split: exp.task.source(split, phase.length, context) for split in splits}
-    return {split: batches_of(source, exp, phase, place, shuffle=False) for split, source in sources.items()}
+    found = {split: source_of(exp, split, phase.length, context, sources) for split in splits}
+    return {split: batches_of(source, exp, phase, place, shuffle=False) for split, source in found.items()}
+
+
+def source_of(exp: Experiment, split: str, length: int, context: Context, sources: dict[Any, Source]) -> Source:
+    """A split's examples, read once for all runs that share them."""
+    key = split, length, context.seed if exp.task.seeded else 0
+    if key not in sources:
+        sources[key] = exp.task.source(split, length, context)
+    return sources[key]
 
 
 def batches_of(
@@ -299,7 +365,7 @@ def initial_state(exp: Experiment, program: Program, checkpoints: checkpoint.Che
     latest = checkpoints.latest() if checkpoints else None
     if checkpoints and latest is not None:
         return checkpoints.restore(latest, program.abstract_state()), f"goes on at step {latest}"
-    state = program.init()
+    state = program.init(exp.seed)
     if exp.init_from == "" or exp.random_init:
         return state, "starts from random weights"
     source = pretrained.open(exp.init_from).params(exp.encoder, exp.init_positions, exp.seed)
@@ -330,6 +396,9 @@ def signals() -> Iterator[Callable[[], int | None]]:
             signal.signal(signum, handler)
 
 
+TOGETHER = ("seed", "optimizer.learning_rate")  # in what runs of one program may differ
+
+
 def run(exp: Experiment, workdir: str, *, data_dir: str = "", stop_at: int = 0, quiet: bool = False) -> dict[str, Any]:
     """Trains until the last phase ends, going on where an earlier call stopped, and returns what result.json holds.
 
@@ -345,92 +414,219 @@ def run(exp: Experiment, workdir: str, *, data_dir: str = "", stop_at: int = 0, 
       FloatingPointError: at a loss that is no number; says the step. The last good checkpoint stands.
       Stopped: at SIGTERM or SIGINT, after the checkpoint is written.
     """
-    exp = resolve(exp, workdir)
-    vocabulary = find_tokenizer(exp, workdir)
-    context = Context(vocabulary, data_dir, exp.seed)
-    mesh = sharding.make_mesh(exp.mesh)
-    place = sharding.batch_sharding(mesh)
-    plan = stretches(exp, context, place)
-    total = plan[-1].stop
-    last = min(total, stop_at or total)
-    tests = evaluated(exp.task.tests() if exp.predict else (), exp, plan[-1].phase, context, place)
-    finished = epath.Path(workdir) / "result.json"
+    return run_together([exp], [workdir], data_dir=data_dir, stop_at=stop_at, quiet=quiet)[0]
 
-    main = jax.process_index() == 0
-    if jax.process_count() > 1:  # all have read the workdir before one writes to it
+
+def run_together(
+    exps: Sequence[Experiment], workdirs: Sequence[str], *, data_dir: str = "", stop_at: int = 0, quiet: bool = False
+) -> list[dict[str, Any]]:
+    """`run` for several experiments at once, in one program: each ends as it would by itself, in its own workdir.
+
+    Those that stand at different steps, as after a stop between two checkpoints, go in as many programs.
+
+    Raises:
+      ValueError: also where they differ in more than `TOGETHER`.
+    """
+    exps = [resolve(exp, workdir) for exp, workdir in zip(exps, workdirs, strict=True)]
+    for exp in exps:
+        changed = config.differences(config.to_dict(exps[0]), config.to_dict(exp))
+        changed = [line for line in changed if line.split(":")[0] not in TOGETHER]
+        require(not changed, f"runs of one program may differ in {' and '.join(TOGETHER)} alone: {'; '.join(changed)}")
+    mesh = sharding.make_mesh(exps[0].mesh)
+    sources: dict[Any, Source] = {}
+    lanes = [
+        _Lane(exp, workdir, data_dir, mesh, sources, quiet=quiet) for exp, workdir in zip(exps, workdirs, strict=True)
+    ]
+    if jax.process_count() > 1:  # all have read the workdirs before one writes to them
         multihost_utils.sync_global_devices("start of run")
-    if main:
-        epath.Path(workdir).mkdir(parents=True, exist_ok=True)
-        experiment.record(exp, workdir)
-        vocabulary.save(str(epath.Path(workdir) / "tokenizer"))
-    with jax.set_mesh(mesh):
-        program = Program(exp, vocabulary, total, mesh)
-        checkpoints = checkpoint.Checkpoints(workdir, exp.every.keep)
-        try:
-            predicted = not exp.predict or (epath.Path(workdir) / "predictions").exists()
-            if checkpoints.latest() == total and finished.exists() and predicted:
-                return json.loads(finished.read_text())
-            state, origin = initial_state(exp, program, checkpoints)
-            loop = _Loop(program, plan, tests, context, checkpoints, workdir, quiet=quiet or not main, write=main)
-            loop.progress.say(f"{exp.name}: {parameter_count(state.params):,} parameters, {total:,} steps; {origin}")
-            with loop.progress:
-                state = loop.train(state, last)
-            return loop.finish(state, done=last == total)
-        finally:
-            checkpoints.close()
+    try:
+        for lane in lanes:
+            lane.open()
+        unfinished = [lane for lane in lanes if lane.result is None]
+        for step in dict.fromkeys(lane.start for lane in unfinished):
+            _Loop([lane for lane in unfinished if lane.start == step], mesh, stop_at).run()
+    finally:
+        for lane in lanes:
+            lane.close()
+    return [lane.result or {} for lane in lanes]
 
 
 def parameter_count(params: Any) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
 
 
-class _Loop:
-    """What a run carries from step to step besides its state: figures on their way, and when what was last done."""
+class _Lane:
+    """A run's own: its data, its files, what it scored last. It shares the program and the steps with others."""
 
     def __init__(
         self,
-        program: Program,
-        plan: list[Stretch],
-        tests: dict[str, data.Batches],
-        context: Context,
-        checkpoints: checkpoint.Checkpoints,
+        exp: Experiment,
         workdir: str,
+        data_dir: str,
+        mesh: jax.sharding.Mesh,
+        sources: dict[Any, Source],
         *,
         quiet: bool,
-        write: bool,
     ) -> None:
-        self.program, self.plan, self.checkpoints, self.workdir = program, plan, checkpoints, workdir
-        self.exp, self.every = program.experiment, program.experiment.every
-        self.context, self.tests = context, tests
-        start = checkpoints.latest()
-        self.writer = metrics.Writer(workdir, -1 if start is None else start) if write else None
-        self.progress = metrics.Progress(plan[-1].stop, start or 0, quiet)
-        self.pending: list[tuple[int, dict[str, Any]]] = []  # figures that are still on the device
+        """Reads all that the run needs, and writes nothing. `sources` are those that other runs of its program read."""
+        self.exp, self.workdir, self.folder, self.quiet = exp, workdir, epath.Path(workdir), quiet
+        self.vocabulary = find_tokenizer(exp, workdir)
+        self.context = Context(self.vocabulary, data_dir, exp.seed)
+        place = sharding.batch_sharding(mesh)
+        self.plan = stretches(exp, self.context, place, sources)
+        self.tests = evaluated(
+            exp.task.tests() if exp.predict else (), exp, self.plan[-1].phase, self.context, place, sources
+        )
+        self.main = jax.process_index() == 0
+        self.result: dict[str, Any] | None = None
         self.scores: dict[str, float] = {}
         self.kept: dict[str, dict[str, np.ndarray]] = {}  # what the task keeps of each split, at the last evaluation
-        self.enter(plan[-1])
+        self.checkpoints: checkpoint.Checkpoints | None = None
+        self.writer: metrics.Writer | None = None
+
+    def open(self) -> None:
+        """Records the run in its workdir, and finds out how far it came: `start`, and `result` where it is done."""
+        if self.main:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            experiment.record(self.exp, self.workdir)
+            self.vocabulary.save(str(self.folder / "tokenizer"))
+        self.checkpoints = checkpoint.Checkpoints(self.workdir, self.exp.every.keep)
+        self.start = self.checkpoints.latest()
+        finished = self.folder / "result.json"
+        predicted = not self.exp.predict or (self.folder / "predictions").exists()
+        if self.start == self.plan[-1].stop and finished.exists() and predicted:
+            self.result = json.loads(finished.read_text())
+        elif self.main:
+            self.writer = metrics.Writer(self.workdir, -1 if self.start is None else self.start)
+        self.enter(self.plan[-1])
 
     def enter(self, stretch: Stretch) -> None:
         """A phase begins: it is evaluated at its own length."""
-        self.stop, self.tokens = stretch.stop, 0  # tokens: since the last figures
         self.validation = stretch.validation
         self.baselines = self.exp.task.baselines(self.context, stretch.phase.length)
-        self.since: float | None = None  # when the last figures came; the first step of a phase compiles
 
-    def train(self, state: State, last: int) -> State:
-        """Steps from where `state` stands up to `last`."""
-        step = int(state.step)
+    def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
+        if self.writer:
+            self.writer.write(step, split, values)
+
+    def evaluate(self, program: Program, step: int, params: Any) -> dict[str, float]:
+        """The scores of all validation splits, with the baselines; written, and kept for the end."""
+        self.scores = {}
+        for split, batches in self.validation.items():
+            figures, self.kept[split] = program.evaluate(params, batches, self.exp.seed)
+            figures |= self.exp.task.score(batches.source, self.kept[split])
+            suffix = f"_{split}" if self.scores else ""
+            self.scores |= {name + suffix: value for name, value in figures.items()}
+        self.write(step, "validation", {**self.scores, **self.baselines})
+        return {**self.scores, **self.baselines}
+
+    def save(self, step: int, state: State) -> None:
+        assert self.checkpoints is not None
+        self.checkpoints.save(step, state)
+
+    def finish(self, program: Program, state: State) -> None:
+        """Predictions and result.json, once the last checkpoint is on disk."""
+        step, metric = int(state.step), self.exp.task.metric
+        if not self.scores:  # killed between the last checkpoint and the result
+            self.evaluate(program, step, state.params)
+        self.result = {
+            "step": step,
+            "done": True,
+            **({"metric": metric, "score": self.scores[metric]} if metric else {}),
+            **self.scores,
+            **self.baselines,
+            "parameters": parameter_count(state.params),
+            "tokens": sum(stretch.tokens for stretch in self.plan),
+            "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        }
+        files = self._predictions(program, state.params) if self.exp.predict else {}
+        if not self.main:
+            return
+        if files:
+            (self.folder / "predictions").mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            (self.folder / "predictions" / name).write_text(content)
+        (self.folder / "result.json").write_text(json.dumps(self.result, indent=1) + "\n")
+
+    def _predictions(self, program: Program, params: Any) -> dict[str, str]:
+        """The task's files of predictions, of what was evaluated last and of the test splits."""
+        for split, batches in self.tests.items():
+            _, self.kept[split] = program.evaluate(params, batches, self.exp.seed)
+        files: dict[str, str] = {}
+        for split, batches in {**self.validation, **self.tests}.items():
+            files |= self.exp.task.predictions(split, batches.source, self.kept[split], self.scores)
+        return files
+
+    def close(self) -> None:
+        if self.writer:
+            self.writer.close()
+        if self.checkpoints:
+            self.checkpoints.close()
+
+
+class _Loop:
+    """The steps of one program, for one run or for several side by side."""
+
+    def __init__(self, lanes: Sequence[_Lane], mesh: jax.sharding.Mesh, stop_at: int) -> None:
+        self.lanes, self.mesh, first = lanes, mesh, lanes[0]
+        self.exp, self.every, self.plan = first.exp, first.exp.every, first.plan
+        self.total = self.plan[-1].stop
+        self.last = min(self.total, stop_at or self.total)
+        self.program = Program(first.exp, first.vocabulary, self.total, mesh, [lane.exp for lane in lanes[1:]])
+        self.progress = metrics.Progress(self.total, first.start or 0, first.quiet or not first.main)
+        self.pending: list[tuple[int, dict[str, Any]]] = []  # figures that are still on the device
+        self.enter(0)
+
+    def run(self) -> None:
+        """From where the runs stand to their ends, or to `last`."""
+        with jax.set_mesh(self.mesh):
+            starts = [initial_state(lane.exp, self.program, lane.checkpoints) for lane in self.lanes]
+            several = f"{len(self.lanes)} runs of " if len(starts) > 1 else ""
+            count = f"{parameter_count(starts[0][0].params):,} parameters, {self.total:,} steps"
+            self.progress.say(f"{self.exp.name}: {several}{count}; {starts[0][1]}")
+            step = int(starts[0][0].step)
+            state = self.program.join(*(own for own, _ in starts)) if len(starts) > 1 else starts[0][0]
+            del starts  # their memory goes to the steps
+            with self.progress:
+                state = self.train(step, state)
+            step = max(step, self.last)
+            self.save(step, state)
+            for lane in self.lanes:
+                assert lane.checkpoints is not None
+                lane.checkpoints.wait()
+            for lane, own in zip(self.lanes, self.apart(state), strict=True):
+                if step == self.total:
+                    lane.finish(self.program, own)
+                else:
+                    lane.result = {"step": step, "done": False}
+
+    def apart(self, state: State) -> Sequence[State]:
+        """The runs' states."""
+        return self.program.split(state) if len(self.lanes) > 1 else [state]
+
+    def enter(self, phase: int) -> None:
+        self.stop, self.tokens = self.plan[phase].stop, 0  # tokens: since the last figures
+        self.since: float | None = None  # when the last figures came; the first step of a phase compiles
+        for lane in self.lanes:
+            lane.enter(lane.plan[phase])
+
+    def batches(self, phase: int) -> data.Batches | data.Stacked:
+        each = [lane.plan[phase].batches for lane in self.lanes]
+        return data.Stacked(each, self.program.batches_sharding) if len(each) > 1 else each[0]
+
+    def train(self, step: int, state: State) -> State:
+        """Steps from `step`, where `state` stands, up to `last`."""
         with signals() as heard:
-            for stretch in self.plan:
-                end = min(stretch.stop, last)
+            for phase, stretch in enumerate(self.plan):
+                end = min(stretch.stop, self.last)
                 if step >= end:
                     continue
-                self.enter(stretch)
+                self.enter(phase)
                 if step == 0:
                     self.evaluate(step, state)
                 numbers = range(step - stretch.start, end - stretch.start)
-                for batch in data.ahead(stretch.batches.__getitem__, numbers):
-                    state, figures = self.program.step(state, batch)
+                for batch in data.ahead(self.batches(phase).__getitem__, numbers):
+                    state, figures = self.program.step(state, batch, self.program.knobs)
                     step += 1
                     self.tokens += batch["tokens"].size
                     self.pending.append((step, figures))
@@ -455,86 +651,50 @@ class _Loop:
         """Fetches the figures of the steps since the last time, checks and logs them."""
         if not self.pending:
             return
-        steps, figures = [s for s, _ in self.pending], jax.device_get([f for _, f in self.pending])
+        steps, fetched = [s for s, _ in self.pending], jax.device_get([f for _, f in self.pending])
         self.pending = []
+        now, each = time.monotonic(), []
+        for row, lane in enumerate(self.lanes):
+            figures = [{k: tuple(np.atleast_1d(x)[row] for x in pair) for k, pair in one.items()} for one in fetched]
+            self.check(lane, steps, figures)
+            values = means(figures)
+            values["learning_rate"] = float(optimizer.schedule(lane.exp.optimizer, self.total)(steps[-1] - 1))
+            if self.since is not None:
+                values["tokens_per_second"] = self.tokens / len(self.lanes) / (now - self.since)
+                values["seconds"] = now - self.since
+            lane.write(step, "train", values)
+            each.append(values)
+        self.since, self.tokens = now, 0
+        shown = ("loss", "mlm_accuracy", "nsp_accuracy", "accuracy", "tokens_per_second")
+        mean = {name: sum(values[name] for values in each) / len(each) for name in shown if name in each[0]}
+        if "tokens_per_second" in mean:
+            mean["tokens_per_second"] *= len(each)
+        self.progress.log(step, mean)
+
+    def check(self, lane: _Lane, steps: Sequence[int], figures: Sequence[dict[str, Any]]) -> None:
+        """That all losses are numbers."""
         for one, values in zip(steps, figures, strict=True):
             if not all(np.isfinite(pair[0]) for pair in values.values()):
-                good = self.checkpoints.latest()
+                assert lane.checkpoints is not None
+                good, where = lane.checkpoints.latest(), f" in {lane.workdir}" if len(self.lanes) > 1 else ""
                 raise FloatingPointError(
-                    f"the loss is no number at step {one}. The last good checkpoint is that of step {good}; a lower "
-                    "--config.optimizer.learning_rate, or a longer warmup, is the usual cure"
+                    f"the loss is no number at step {one}{where}. The last good checkpoint is that of step {good}; a "
+                    "lower --config.optimizer.learning_rate, or a longer warmup, is the usual cure"
                 )
-        now, values = time.monotonic(), means(figures)
-        values["learning_rate"] = float(self.program.schedule(steps[-1] - 1))
-        if self.since is not None:
-            values["tokens_per_second"] = self.tokens / (now - self.since)
-            values["seconds"] = now - self.since
-        self.since, self.tokens = now, 0
-        self.write(step, "train", values)
 
     def evaluate(self, step: int, state: State) -> None:
         self.flush(step)
         began = time.monotonic()
-        self.scores = {}
-        for split, batches in self.validation.items():
-            figures, self.kept[split] = self.program.evaluate(state.params, batches)
-            figures |= self.exp.task.score(batches.source, self.kept[split])
-            suffix = f"_{split}" if self.scores else ""
-            self.scores |= {name + suffix: value for name, value in figures.items()}
-        self.write(step, "validation", self.scores)
+        for lane, own in zip(self.lanes, self.apart(state), strict=True):
+            scores = lane.evaluate(self.program, step, own.params)
+            which = f" seed {lane.exp.seed}" if len(self.lanes) > 1 else ""
+            figures = "  ".join(f"{k} {v:.4g}" for k, v in scores.items())
+            self.progress.say(f"step {step}: validation{which}  {figures}")
         if self.since is not None:
             self.since += time.monotonic() - began  # evaluation is not training time
 
-    def predictions(self, state: State) -> dict[str, str]:
-        """The task's files of predictions, of what was evaluated last and of the test splits."""
-        for split, batches in self.tests.items():
-            _, self.kept[split] = self.program.evaluate(state.params, batches)
-        files: dict[str, str] = {}
-        for split, batches in {**self.validation, **self.tests}.items():
-            files |= self.exp.task.predictions(split, batches.source, self.kept[split], self.scores)
-        return files
-
     def save(self, step: int, state: State) -> None:
-        """A checkpoint, of a state whose figures are known to be good."""
+        """Checkpoints, of states whose figures are known to be good."""
         self.flush(step)
-        self.checkpoints.save(step, state)
-
-    def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
-        if split == "validation":
-            values = {**values, **self.baselines}
-            self.progress.say(f"step {step}: validation  " + "  ".join(f"{k} {v:.4g}" for k, v in values.items()))
-        else:
-            shown = ("loss", "mlm_accuracy", "nsp_accuracy", "accuracy", "tokens_per_second")
-            self.progress.log(step, {name: values[name] for name in shown if name in values})
-        if self.writer:
-            self.writer.write(step, split, values)
-
-    def finish(self, state: State, done: bool) -> dict[str, Any]:
-        """The last evaluation, checkpoint, predictions and result.json; without `done`, the checkpoint alone."""
-        step = int(state.step)
-        self.save(step, state)
-        self.checkpoints.wait()
-        if not done:
-            return {"step": step, "done": False}
-        if not self.scores:  # killed between the last checkpoint and the result
-            self.evaluate(step, state)
-        metric = self.exp.task.metric
-        result = {
-            "step": step,
-            "done": True,
-            **({"metric": metric, "score": self.scores[metric]} if metric else {}),
-            **self.scores,
-            **self.baselines,
-            "parameters": parameter_count(state.params),
-            "tokens": sum(stretch.tokens for stretch in self.plan),
-            "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-        }
-        files = self.predictions(state) if self.exp.predict else {}
-        if self.writer:
-            if files:
-                (epath.Path(self.workdir) / "predictions").mkdir(parents=True, exist_ok=True)
-            for name, content in files.items():
-                (epath.Path(self.workdir) / "predictions" / name).write_text(content)
-            (epath.Path(self.workdir) / "result.json").write_text(json.dumps(result, indent=1) + "\n")
-            self.writer.close()
-        return result
+        for lane, own in zip(self.lanes, self.apart(state), strict=True):
+            lane.save(step, own)

@@ -72,7 +72,7 @@ def ours(size: config.Encoder, batch: dict[str, np.ndarray]) -> Step:
     def run() -> object:
         nonlocal state
         with jax.set_mesh(mesh):
-            state, figures = program.step(state, placed)
+            state, figures = program.step(state, placed, program.knobs)
         return jax.block_until_ready(figures)
 
     return run
@@ -188,17 +188,33 @@ def random_batch(batch: int, length: int, vocab_size: int) -> dict[str, np.ndarr
     }
 
 
-def serve(connection: multiprocessing.connection.Connection, make: Callable[..., Step], asked: dict[str, Any]) -> None:
-    """A contender's process: sends the device's name, then answers the length of a turn with the seconds per step."""
-    layers, hidden = SIZES[asked["size"]]
+def on_random_batch(
+    make: Callable[[config.Encoder, dict[str, np.ndarray]], Step],
+    name: str,
+    batch: int,
+    length: int,
+    changes: list[str],
+) -> Step:
+    """A contender at the size of that name, on sequences without padding."""
+    size = encoder_of(name, changes)
+    return make(size, random_batch(batch, length, size.vocab_size))
+
+
+def encoder_of(name: str, changes: list[str]) -> config.Encoder:
+    layers, hidden = SIZES[name]
     size = config.Encoder(layers=layers, hidden=hidden, heads=hidden // 64, scan=jax.default_backend() == "tpu")
-    size = config.override(size, dict(change.split("=", 1) for change in asked["changes"]))
+    return config.override(size, dict(change.split("=", 1) for change in changes))
+
+
+def serve(connection: multiprocessing.connection.Connection, make: Callable[[], Step], warm_up: int) -> None:
+    """A contender's process: sends the device's name, then answers the length of a turn with the seconds per step."""
     try:
-        step = make(size, random_batch(asked["batch"], asked["length"], size.vocab_size))
+        step = make()
     except ImportError as error:
         connection.send(error)
         return
-    step(), step()  # to warm up
+    for _ in range(warm_up):
+        step()
     connection.send(jax.devices()[0].device_kind)
     while seconds := connection.recv():
         start, steps = time.perf_counter(), 0
@@ -209,7 +225,7 @@ def serve(connection: multiprocessing.connection.Connection, make: Callable[...,
 
 
 def take_turns(
-    contenders: dict[str, Callable[..., Step]], asked: dict[str, Any], rounds: int, seconds: float
+    contenders: dict[str, Callable[[], Step]], rounds: int, seconds: float, warm_up: int = 2
 ) -> tuple[str, dict[str, list[float]]]:
     """The device's name, and seconds per step of each contender, a number per round.
 
@@ -219,7 +235,7 @@ def take_turns(
     connections, device = {}, ""
     for name, make in contenders.items():
         here, there = context.Pipe()
-        context.Process(target=serve, args=(there, make, asked), daemon=True).start()
+        context.Process(target=serve, args=(there, make, warm_up), daemon=True).start()
         there.close()
         answer = here.recv()
         if isinstance(answer, ImportError):
@@ -246,8 +262,11 @@ def main(argv: list[str]) -> None:
     contenders = {"bert_jax": ours, **{name: CONTENDERS[name] for name in FLAGS.against}}
     if FLAGS.corpus:
         contenders["pipeline"] = functools.partial(pipeline, FLAGS.corpus)
-    asked = {"size": FLAGS.size, "batch": FLAGS.batch, "length": FLAGS.length, "changes": FLAGS.set}
-    device, times = take_turns(contenders, asked, FLAGS.rounds, FLAGS.seconds)
+    asked = (FLAGS.size, FLAGS.batch, FLAGS.length, FLAGS.set)
+    processes: dict[str, Callable[[], Step]] = {
+        name: functools.partial(on_random_batch, make, *asked) for name, make in contenders.items()
+    }
+    device, times = take_turns(processes, FLAGS.rounds, FLAGS.seconds)
 
     tokens = FLAGS.batch * FLAGS.length
     print(f"{FLAGS.size}, {FLAGS.batch} x {FLAGS.length} on {device}, {FLAGS.rounds} rounds")

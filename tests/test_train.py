@@ -131,7 +131,7 @@ def losses_by_mesh(tiny: Experiment, corpus: str) -> dict[config.Mesh, list[floa
             program = train.Program(exp, vocabulary, plan[-1].stop, mesh)
             state, losses = program.init(), []
             for n in range(4):
-                state, figures = program.step(state, plan[0].batches[n])
+                state, figures = program.step(state, plan[0].batches[n], program.knobs)
                 losses.append(train.means([jax.device_get(figures)])["loss"])
             assert program.step._cache_size() == 1, "the step was compiled again"
         found[shape] = losses
@@ -150,7 +150,7 @@ def test_dropout_is_on_in_those_steps(tiny: Experiment, losses_by_mesh: dict[con
     plan = train.stretches(exp, train.Context(vocabulary), sharding.batch_sharding(mesh))
     with jax.set_mesh(mesh):
         program = train.Program(exp, vocabulary, plan[-1].stop, mesh)
-        _, figures = program.step(program.init(), plan[0].batches[0])
+        _, figures = program.step(program.init(), plan[0].batches[0], program.knobs)
     assert train.means([jax.device_get(figures)])["loss"] != losses_by_mesh[MESHES[0]][0]
 
 
@@ -164,7 +164,7 @@ def test_dropout_differs_from_step_to_step(tiny: Experiment) -> None:
         program = train.Program(tiny, vocabulary, 10, mesh)
         for step in (0, 1, 1):
             state = program.init()._replace(step=jax.device_put(jnp.int32(step), program.shardings.step))
-            losses.append(train.means([jax.device_get(program.step(state, batches[0])[1])])["loss"])
+            losses.append(train.means([jax.device_get(program.step(state, batches[0], program.knobs)[1])])["loss"])
     assert losses[0] != losses[1]
     assert losses[1] == losses[2]
 
@@ -268,7 +268,7 @@ def test_clipping_by_shard_clips_each_part_by_itself(tiny: Experiment) -> None:
     with jax.set_mesh(mesh):
         program = train.Program(exp, vocabulary, 10, mesh)
         state = program.init()
-        batch = program._corrupt(batch, "train")
+        batch = program._corrupt(batch, "train", 0)
         both, _ = program._gradients(state.params, batch, key)
         whole_batch = train.Program(override(exp, {"optimizer.clip_shards": 1}), vocabulary, 10, mesh)
         halves = []
@@ -349,3 +349,37 @@ def test_a_sentencepiece_model_stands_in_for_the_vocabulary(tiny: Experiment, tm
     assert model.tokenizer.fingerprint == vocabulary.fingerprint
     fillings = model.fill_mask(f"{words[0]} [MASK] {words[1]}", top=3)
     assert all(one.text.startswith(words[0]) and one.text.endswith(words[1]) for one in fillings)
+
+
+@pytest.mark.parametrize("scan", [True, False])
+def test_runs_in_one_program_end_as_each_by_itself(tiny: Experiment, tmp_path: pathlib.Path, scan: bool) -> None:
+    """Two seeds and another learning rate, dropout on, also stopped and resumed: weights, figures and scores."""
+    tiny = override(tiny, {"encoder.scan": scan})
+    exps = [
+        override(tiny, {"seed": seed, "optimizer.learning_rate": rate})
+        for seed, rate in ((0, 1e-3), (3, 1e-3), (3, 3e-3))
+    ]
+    alone, together = ([str(tmp_path / f"{name}{n}") for n in range(3)] for name in ("alone", "together"))
+    expected = [train.run(exp, workdir, quiet=True) for exp, workdir in zip(exps, alone, strict=True)]
+    cut = train.run_together(exps, together, stop_at=7, quiet=True)
+    assert cut == [{"step": 7, "done": False}] * 3
+    found = train.run_together(exps, together, quiet=True)
+    assert train.run_together(exps, together, quiet=True) == found  # what is done is not done again
+    for one, other, a, b in zip(expected, found, alone, together, strict=True):
+        assert other.pop("device") == one.pop("device")
+        assert other == pytest.approx(one, rel=1e-4)
+        assert experiment.read_config(a) == experiment.read_config(b)
+        here, there = params(pathlib.Path(a)), params(pathlib.Path(b))
+        for path, leaf in here.items():
+            np.testing.assert_allclose(leaf, there[path], rtol=1e-3, atol=1e-5, err_msg=path)
+        lines = [metrics.read(w, "train") for w in (a, b)]
+        assert [line["step"] for line in lines[0]] == [line["step"] for line in lines[1] if line["step"] != 7]
+        assert lines[1][-1]["loss"] == pytest.approx(lines[0][-1]["loss"], rel=1e-4)
+    assert len({result["loss"] for result in found}) == 3
+
+
+def test_runs_of_one_program_differ_in_seed_and_rate_alone(tiny: Experiment, tmp_path: pathlib.Path) -> None:
+    other = override(tiny, {"optimizer.weight_decay": 0.0, "seed": 1})
+    with pytest.raises(ValueError, match=r"may differ in seed and .* alone: optimizer.weight_decay: 0.01, and 0.0"):
+        train.run_together([tiny, other], [str(tmp_path / "a"), str(tmp_path / "b")], quiet=True)
+    assert not (tmp_path / "a").exists()

@@ -71,6 +71,8 @@ class Task(abc.ABC):
     optional: ClassVar[tuple[str, ...]] = ()  # starts anew where it is not there
     unused: ClassVar[tuple[str, ...]] = ("masked_lm", "next_sentence", *FINE_TUNED)  # may be there to no use
 
+    seeded: ClassVar[bool] = False  # whether the examples depend on the seed
+
     @property
     def metric(self) -> str:
         """The figure that counts, the greater the better: what grids and studies choose by. "": none, as the losses."""

@@ -30,6 +30,7 @@ class Pretrain(Task):
 
     optional: ClassVar[tuple[str, ...]] = ("pooler", "masked_lm", "next_sentence")
     unused: ClassVar[tuple[str, ...]] = FINE_TUNED
+    seeded: ClassVar[bool] = True  # the held-out documents and the pairs
 
     def __post_init__(self) -> None:
         require(self.dupe_factor > 0, f"dupe_factor must be above 0, not {self.dupe_factor}")

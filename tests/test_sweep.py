@@ -1,0 +1,141 @@
+"""Grids and seeds: which runs there are, what is run again, and what is said of them."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from bert_jax import config, experiment, sweep, train
+from bert_jax.experiment import Experiment
+from tests.conftest import REPOSITORY
+
+GRID = {"optimizer.learning_rate": (1e-3, 1e-4), "phases.0.batch_size": (8, 16)}
+
+
+class Trainer:
+    """Stands in for `train.run_together`: writes results, and keeps account of what it was asked for."""
+
+    def __init__(self) -> None:
+        self.calls: list[list[str]] = []
+        self.broken: set[float] = set()  # learning rates at which the loss is no number
+
+    def __call__(self, exps: Sequence[Experiment], workdirs: Sequence[str], **_: Any) -> list[dict[str, Any]]:
+        self.calls.append([pathlib.Path(w).parent.name + "/" + pathlib.Path(w).name for w in workdirs])
+        if self.broken & {exp.optimizer.learning_rate for exp in exps}:
+            raise FloatingPointError("the loss is no number")
+        found = []
+        for exp, workdir in zip(exps, workdirs, strict=True):
+            folder = pathlib.Path(workdir)
+            (folder / "checkpoints" / "1").mkdir(parents=True)
+            experiment.record(exp, workdir)
+            rate, rows = exp.optimizer.learning_rate, exp.phases[0].batch_size
+            score = rate * 100 + rows / 100 + exp.seed / 1000
+            constant = float(rate == 1e-4 and exp.seed == 1)
+            result = {"metric": "accuracy", "score": score, "constant": constant, "majority": 0.5, "loss": -score}
+            (folder / "result.json").write_text(json.dumps(result))
+            found.append(result)
+        return found
+
+
+@pytest.fixture
+def trainer(monkeypatch: pytest.MonkeyPatch) -> Trainer:
+    trainer = Trainer()
+    monkeypatch.setattr(train, "run_together", trainer)
+    return trainer
+
+
+EXP = Experiment(encoder=config.Encoder(layers=1, hidden=16, heads=1), phases=(config.Phase(steps=1),))
+
+
+def test_every_point_is_run_with_every_seed_and_the_best_is_kept(trainer: Trainer, tmp_path: pathlib.Path) -> None:
+    summary = sweep.sweep(EXP, str(tmp_path), grid=GRID, seeds=3)
+    assert len(trainer.calls) == 12
+    assert trainer.calls[0] == ["learning_rate=0.001,batch_size=8/seed=0"]
+    best = summary.points[0]
+    assert best.changes == {"optimizer.learning_rate": 1e-3, "phases.0.batch_size": 16}
+    assert best.mean == pytest.approx(0.1 + 0.16 + 0.001)
+    assert best.deviation == pytest.approx(0.001)
+    assert [round(p.mean, 3) for p in summary.points] == [0.261, 0.181, 0.171, 0.091]
+    assert [p.collapsed for p in summary.points] == [(), (), (1,), (1,)]
+    assert summary.best_run() == str(tmp_path / "learning_rate=0.001,batch_size=16" / "seed=2")
+    assert [str(p.parent) for p in tmp_path.glob("*/*/checkpoints")] == [summary.best_run()]
+    assert "| learning_rate=0.001,batch_size=16 | 0.2610 | 0.0010 | 3 | 0.2620 | 0.2600 |  |" in summary.table()
+    assert "1 collapsed to one answer: seeds 1" in summary.table()
+    written = json.loads((tmp_path / "summary.json").read_text())
+    assert written["best_run"] == summary.best_run()
+    assert (written["majority"], len(written["points"])) == (0.5, 4)
+    assert (tmp_path / "summary.md").read_text() == summary.table() + "\n"
+
+
+def test_what_is_done_is_read_and_what_is_missing_is_run(trainer: Trainer, tmp_path: pathlib.Path) -> None:
+    first = sweep.sweep(EXP, str(tmp_path), seeds=2)
+    trainer.calls.clear()
+    again = sweep.sweep(EXP, str(tmp_path), seeds=3)
+    assert trainer.calls == [[f"{tmp_path.name}/seed=2"]]
+    assert again.points[0].values[:2] == first.points[0].values
+    with pytest.raises(ValueError, match=r"holds a run of another experiment[^!]*optimizer.weight_decay"):
+        sweep.sweep(config.override(EXP, {"optimizer.weight_decay": 0.0}), str(tmp_path), seeds=3)
+
+
+def test_runs_that_fit_in_one_program_go_together(trainer: Trainer, tmp_path: pathlib.Path) -> None:
+    together = sweep.sweep(EXP, str(tmp_path / "a"), grid=GRID, seeds=3, together=4, keep="all")
+    assert sorted(map(len, trainer.calls)) == [2, 2, 4, 4]
+    for call in trainer.calls:
+        assert len({name.split("batch_size=")[1].split("/")[0] for name in call}) == 1
+    assert len(list((tmp_path / "a").glob("*/*/checkpoints"))) == 12
+    alone = sweep.sweep(EXP, str(tmp_path / "b"), grid=GRID, seeds=3)
+    assert together.table() == alone.table()
+
+
+def test_a_run_whose_loss_is_no_number_takes_no_other_with_it(trainer: Trainer, tmp_path: pathlib.Path) -> None:
+    trainer.broken = {1e-3}
+    grid = {"optimizer.learning_rate": (1e-3, 1e-4)}
+    summary = sweep.sweep(EXP, str(tmp_path), grid=grid, seeds=2, together=4)
+    assert list(map(len, trainer.calls)) == [4, 1, 1, 1, 1]
+    assert [p.values.count(None) for p in summary.points] == [0, 2]
+    assert "| learning_rate=0.001 | - | - | 0 | - | - | no number: seeds 0, 1 |" in summary.table()
+    trainer.broken = {1e-3, 1e-4}
+    with pytest.raises(ValueError, match="no run of the sweep came to its end"):
+        sweep.sweep(EXP, str(tmp_path / "other"), grid=grid)
+
+
+def test_without_a_metric_the_loss_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
+    losses = iter([3.0, 2.0, 4.0])
+    monkeypatch.setattr(train, "run_together", lambda exps, _, **__: [{"loss": next(losses)} for _ in exps])
+    (tmp_path / "sweep").mkdir()
+    summary = sweep.sweep(EXP, str(tmp_path / "sweep"), grid={"optimizer.learning_rate": (1e-3, 1e-4, 1e-5)})
+    assert [p.mean for p in summary.points] == [2.0, 3.0, 4.0]
+    assert summary.best_run().endswith("learning_rate=0.0001/seed=0")
+
+
+@pytest.mark.parametrize(
+    ("grid", "seeds", "message"),
+    [
+        ({"optimizer.rate": (1, 2)}, 1, "has no field 'rate'"),
+        ({"optimizer.learning_rate": (1e-3, "fast")}, 1, "fast"),
+        ({"optimizer.learning_rate": (-1.0,)}, 1, "must be above 0"),
+        ({"seed": (1, 2)}, 1, "--seeds"),
+        ({"optimizer.learning_rate": (1e-3, 1e-3)}, 1, "two points of the grid are the same"),
+        ({}, 0, "seeds must be above 0"),
+    ],
+)
+def test_what_cannot_be_is_said_before_anything_runs(grid: dict, seeds: int, message: str, trainer: Trainer) -> None:
+    with pytest.raises(ValueError, match=message):
+        sweep.sweep(EXP, "nowhere", grid=grid, seeds=seeds)
+    assert not trainer.calls
+
+
+def test_grid_files(tmp_path: pathlib.Path) -> None:
+    sizes = {}
+    for file in sorted((REPOSITORY / "experiments" / "grids").glob("*.py")):
+        exp = experiment.load(str(REPOSITORY / "experiments" / "mrpc.py"))
+        exp = dataclasses.replace(exp, encoder=config.Encoder())
+        sizes[file.stem] = len(sweep.runs(exp, "x", sweep.load_grid(str(file)), 1))
+    assert sizes == {"glue": 4, "miniatures": 20, "paper": 18}
+    (tmp_path / "bad.py").write_text("GRID = {'a': 3}")
+    for path, message in ((tmp_path / "none.py", "no grid file"), (tmp_path / "bad.py", "must define GRID")):
+        with pytest.raises(ValueError, match=message):
+            sweep.load_grid(str(path))
