@@ -16,6 +16,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from absl import app, flags, logging
 
@@ -23,6 +24,9 @@ _CONFIG = flags.DEFINE_string("config", None, "The experiment: a Python file tha
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run is kept; local or gs://.", required=True)
 _DATA_DIR = flags.DEFINE_string(
     "data_dir", os.environ.get("BERT_JAX_DATA", ""), "Tasks' official files; default: $BERT_JAX_DATA."
+)
+_CACHE_DIR = flags.DEFINE_string(
+    "cache_dir", "", "What runs share, and may be deleted; default: $BERT_JAX_CACHE, else ~/.cache/bert_jax."
 )
 _STOP_AT = flags.DEFINE_integer("stop_at", 0, "Stop after so many steps in all, with a checkpoint; 0: at the end.")
 _SEEDS = flags.DEFINE_integer("seeds", 1, "Run so many seeds, from the experiment's on; prints mean and spread.")
@@ -66,19 +70,14 @@ def main(argv: Sequence[str], changes: dict[str, str]) -> int:
         jax.distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     try:
         chosen = train.configured(experiment.load(_CONFIG.value), changes, _WORKDIR.value)
+        where: dict[str, Any] = {"data_dir": _DATA_DIR.value, "cache_dir": _CACHE_DIR.value}
         if _SEEDS.value != 1 or _GRID.value:
-            summary = sweep.sweep(
-                chosen,
-                _WORKDIR.value,
-                grid=sweep.load_grid(_GRID.value) if _GRID.value else None,
-                seeds=_SEEDS.value,
-                together=_TOGETHER.value,
-                keep=_KEEP.value,
-                data_dir=_DATA_DIR.value,
-            )
+            grid = sweep.load_grid(_GRID.value) if _GRID.value else {}
+            several: dict[str, Any] = {"seeds": _SEEDS.value, "together": _TOGETHER.value, "keep": _KEEP.value}
+            summary = sweep.sweep(chosen, _WORKDIR.value, grid, **several, **where)
             print(f"{summary.table()}\n\nbest run: {summary.best_run()}")
             return 0
-        result = train.run(chosen, _WORKDIR.value, data_dir=_DATA_DIR.value, stop_at=_STOP_AT.value)
+        result = train.run(chosen, _WORKDIR.value, stop_at=_STOP_AT.value, **where)
         print(json.dumps(result, indent=1))
     except train.Stopped as stopped:
         print(stopped, file=sys.stderr)

@@ -48,7 +48,7 @@ def arrays(directory: str, key: Mapping[str, Any], build: Callable[[Make], None]
     in it, can be at any time while no run reads it.
 
     Args:
-      directory: a local folder, made where it is not there.
+      directory: a local folder, made where it is not there; "" is `default_directory()`.
       key: all that the arrays follow from, and a version of the code that makes them; JSON values.
       build: makes the arrays.
 
@@ -63,7 +63,7 @@ def arrays(directory: str, key: Mapping[str, Any], build: Callable[[Make], None]
     """
     require("://" not in directory, f"the cache must be a local folder, not {directory}: name one with --cache_dir")
     known = json.loads(json.dumps(key))
-    folder = pathlib.Path(directory).expanduser() / digest(json.dumps(known, sort_keys=True))
+    folder = pathlib.Path(directory or default_directory()).expanduser() / digest(json.dumps(known, sort_keys=True))
     found = _open(folder, known)
     if found is not None:
         return found

@@ -141,13 +141,12 @@ def runs(exp: Experiment, workdir: str, grid: Grid, seeds: int) -> list[Run]:
 def sweep(
     exp: Experiment,
     workdir: str,
-    *,
     grid: Grid | None = None,
+    *,
     seeds: int = 1,
     together: int = 1,
     keep: str = "best",
-    data_dir: str = "",
-    quiet: bool = False,
+    **how: Any,
 ) -> Summary:
     """Runs what is missing, and writes summary.json and summary.md.
 
@@ -158,8 +157,7 @@ def sweep(
       seeds: how many.
       together: how many runs, at most, go through one program. They must differ in seed and learning rate alone.
       keep: whose checkpoints stay: "best" deletes those of a run once another is better.
-      data_dir: where a task finds its official files.
-      quiet: no progress on stderr.
+      how: data_dir, cache_dir and quiet, as `train.run` takes them.
 
     Raises:
       ValueError: as `runs` and `train.run`.
@@ -172,7 +170,7 @@ def sweep(
     for group in _groups(everything, together):
         results |= _finished(group)
         missing = [run for run in group if run.workdir not in results]
-        results |= _train(missing, data_dir, quiet)
+        results |= _train(missing, how)
         if keep == "best":
             _forget(results)
         jax.clear_caches()  # programs of past points
@@ -209,19 +207,19 @@ def _finished(group: Sequence[Run]) -> dict[str, dict[str, Any] | None]:
     return found
 
 
-def _train(group: Sequence[Run], data_dir: str, quiet: bool) -> dict[str, dict[str, Any] | None]:
+def _train(group: Sequence[Run], how: Mapping[str, Any]) -> dict[str, dict[str, Any] | None]:
     """The results of runs in one program; of those whose loss was no number, None."""
     if not group:
         return {}
     exps, workdirs = [run.experiment for run in group], [run.workdir for run in group]
     try:
-        results = train.run_together(exps, workdirs, data_dir=data_dir, quiet=quiet)
+        results = train.run_together(exps, workdirs, **how)
         return dict(zip(workdirs, results, strict=True))
     except FloatingPointError as error:
         logging.warning("%s: %s", ", ".join(workdirs), error)
     if len(group) == 1:
         return {workdirs[0]: None}
-    alone = [_train([run], data_dir, quiet) for run in group]  # one must not take the others with it
+    alone = [_train([run], how) for run in group]  # one must not take the others with it
     return {workdir: result for part in alone for workdir, result in part.items()}
 
 

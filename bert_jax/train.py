@@ -399,13 +399,16 @@ def signals() -> Iterator[Callable[[], int | None]]:
 TOGETHER = ("seed", "optimizer.learning_rate")  # in what runs of one program may differ
 
 
-def run(exp: Experiment, workdir: str, *, data_dir: str = "", stop_at: int = 0, quiet: bool = False) -> dict[str, Any]:
+def run(
+    exp: Experiment, workdir: str, *, data_dir: str = "", cache_dir: str = "", stop_at: int = 0, quiet: bool = False
+) -> dict[str, Any]:
     """Trains until the last phase ends, going on where an earlier call stopped, and returns what result.json holds.
 
     Args:
       exp: the experiment.
       workdir: local or gs://; made where it is not there. Holds config.json, metrics.jsonl, checkpoints, result.json.
       data_dir: where a task finds its official files.
+      cache_dir: where what takes long to make is kept; "" is `cache.default_directory()`.
       stop_at: ends the call after this many steps in all, with a checkpoint; 0 means at the end of the last phase.
       quiet: no progress on stderr.
 
@@ -414,11 +417,17 @@ def run(exp: Experiment, workdir: str, *, data_dir: str = "", stop_at: int = 0, 
       FloatingPointError: at a loss that is no number; says the step. The last good checkpoint stands.
       Stopped: at SIGTERM or SIGINT, after the checkpoint is written.
     """
-    return run_together([exp], [workdir], data_dir=data_dir, stop_at=stop_at, quiet=quiet)[0]
+    return run_together([exp], [workdir], data_dir=data_dir, cache_dir=cache_dir, stop_at=stop_at, quiet=quiet)[0]
 
 
 def run_together(
-    exps: Sequence[Experiment], workdirs: Sequence[str], *, data_dir: str = "", stop_at: int = 0, quiet: bool = False
+    exps: Sequence[Experiment],
+    workdirs: Sequence[str],
+    *,
+    data_dir: str = "",
+    cache_dir: str = "",
+    stop_at: int = 0,
+    quiet: bool = False,
 ) -> list[dict[str, Any]]:
     """`run` for several experiments at once, in one program: each ends as it would by itself, in its own workdir.
 
@@ -434,9 +443,10 @@ def run_together(
         require(not changed, f"runs of one program may differ in {' and '.join(TOGETHER)} alone: {'; '.join(changed)}")
     mesh = sharding.make_mesh(exps[0].mesh)
     sources: dict[Any, Source] = {}
-    lanes = [
-        _Lane(exp, workdir, data_dir, mesh, sources, quiet=quiet) for exp, workdir in zip(exps, workdirs, strict=True)
-    ]
+    lanes = []
+    for exp, workdir in zip(exps, workdirs, strict=True):
+        context = Context(find_tokenizer(exp, workdir), data_dir, exp.seed, cache_dir)
+        lanes.append(_Lane(exp, workdir, context, mesh, sources, quiet=quiet))
     if jax.process_count() > 1:  # all have read the workdirs before one writes to them
         multihost_utils.sync_global_devices("start of run")
     try:
@@ -462,7 +472,7 @@ class _Lane:
         self,
         exp: Experiment,
         workdir: str,
-        data_dir: str,
+        context: Context,
         mesh: jax.sharding.Mesh,
         sources: dict[Any, Source],
         *,
@@ -470,8 +480,7 @@ class _Lane:
     ) -> None:
         """Reads all that the run needs, and writes nothing. `sources` are those that other runs of its program read."""
         self.exp, self.workdir, self.folder, self.quiet = exp, workdir, epath.Path(workdir), quiet
-        self.vocabulary = find_tokenizer(exp, workdir)
-        self.context = Context(self.vocabulary, data_dir, exp.seed)
+        self.context, self.vocabulary = context, context.tokenizer
         place = sharding.batch_sharding(mesh)
         self.plan = stretches(exp, self.context, place, sources)
         self.tests = evaluated(

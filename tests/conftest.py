@@ -10,6 +10,9 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 _compiled = tempfile.TemporaryDirectory(prefix="bert_jax_tests_")
 os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+# No test finds what another run kept.
+_kept = tempfile.TemporaryDirectory(prefix="bert_jax_tests_")
+os.environ["BERT_JAX_CACHE"] = _kept.name
 # Eight devices on two busy cores may keep each other waiting for long: that is no deadlock.
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")

@@ -136,9 +136,11 @@ def test_a_digest_is_of_contents_types_shapes_and_borders() -> None:
     assert cache.digest("é") == cache.digest("é")
 
 
-def test_the_default_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BERT_JAX_CACHE", "/somewhere")
-    assert cache.default_directory() == "/somewhere"
+def test_the_default_folder(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BERT_JAX_CACHE", str(tmp_path))
+    assert cache.default_directory() == str(tmp_path)
+    cache.arrays("", KEY, Squares())
+    assert entry(tmp_path)
     monkeypatch.setenv("BERT_JAX_CACHE", "")
     monkeypatch.setenv("HOME", "/home/ada")
     assert cache.default_directory() == "/home/ada/.cache/bert_jax"

@@ -56,6 +56,7 @@ class Context:
     tokenizer: Tokenizer
     data_dir: str = ""  # official files, laid out as published
     seed: int = 0
+    cache_dir: str = ""  # where `cache.arrays` keeps what takes long to make; "": at its default place
 
 
 class Task(abc.ABC):
