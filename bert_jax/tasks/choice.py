@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bert_jax import config, heads, losses, scores, tables
+from bert_jax import config, encoding, heads, losses, scores, tables
 from bert_jax.config import require
 from bert_jax.tasks.base import Arrays, Batch, Context, Outputs, Pair, Source, Task, inputs, pack
 from bert_jax.tokenizer import Tokenizer
@@ -56,7 +56,7 @@ class Choose(Task):
             held = set(order[: round(self.heldout * len(rows))].tolist())
             rows = [row for number, row in enumerate(rows) if (number in held) == (split == "validation")]
             require(bool(rows), f"{file}: too few rows to hold out a share of {self.heldout}")
-        return Choices(rows, length, context.tokenizer)
+        return Choices(rows, length, context.tokenizer, context.cache_dir)
 
     def read(self, path: str, labelled: bool = True) -> list[Choice]:
         """The questions of a file; without `labelled`, their labels are 0.
@@ -115,11 +115,10 @@ class Choice(NamedTuple):
 class Choices(Arrays):
     """Tokenised questions, padded: tokens, segments and mask [N, C, T], C the endings; label [N]."""
 
-    def __init__(self, rows: Sequence[Choice], length: int, tokenizer: Tokenizer) -> None:
-        parts = []
-        for row in rows:
-            context = tokenizer.encode(row.context)
-            parts += [(context, tokenizer.encode(ending)) for ending in row.endings]
+    def __init__(self, rows: Sequence[Choice], length: int, tokenizer: Tokenizer, cache_dir: str | None = None) -> None:
+        texts = (text for row in rows for text in (row.context, *row.endings))
+        encoded = encoding.encode(texts, tokenizer, cache_dir)
+        parts = [(encoded[row.context].tokens, encoded[end].tokens) for row in rows for end in row.endings]
         packed = pack(parts, length, tokenizer)
         label: np.ndarray = np.asarray([row.label for row in rows], np.int32)
         super().__init__(label=label, **{k: v.reshape(len(rows), -1, length) for k, v in packed.items()})

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bert_jax import config, heads, losses, scores, tables
+from bert_jax import config, encoding, heads, losses, scores, tables
 from bert_jax.config import nearest, require
 from bert_jax.tasks.base import Arrays, Batch, Context, Outputs, Pair, Source, Task, inputs, pack
 from bert_jax.tokenizer import Tokenizer
@@ -77,7 +77,8 @@ class Classify(Task):
             **dict(zip(self.validation(), self.dev, strict=True)),
         }
         rows = self.read(tables.path_of(files[split], context.data_dir), labelled=split not in self.tests())
-        return Examples(rows, length, context.tokenizer, np.int32 if self.labels else np.float32)
+        dtype = np.int32 if self.labels else np.float32
+        return Examples(rows, length, context.tokenizer, dtype, context.cache_dir)
 
     def read(self, path: str, labelled: bool = True) -> list[Example]:
         """The examples of a file; without `labelled`, their labels are 0.
@@ -164,8 +165,16 @@ class Example:
 class Examples(Arrays):
     """Tokenised rows, padded: tokens, segments and mask [N, T], label [N]."""
 
-    def __init__(self, rows: Sequence[Example], length: int, tokenizer: Tokenizer, dtype: type) -> None:
-        parts = [[tokenizer.encode(text) for text in row.texts] for row in rows]
+    def __init__(
+        self,
+        rows: Sequence[Example],
+        length: int,
+        tokenizer: Tokenizer,
+        dtype: type,
+        cache_dir: str | None = None,
+    ) -> None:
+        encoded = encoding.encode((text for row in rows for text in row.texts), tokenizer, cache_dir)
+        parts = [[encoded[text].tokens for text in row.texts] for row in rows]
         label: np.ndarray = np.asarray([row.label for row in rows], dtype)
         super().__init__(label=label, **pack(parts, length, tokenizer))
         self.index = [row.index for row in rows]

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from bert_jax import config, heads, losses, scores, tables
+from bert_jax import config, encoding, heads, losses, scores, tables
 from bert_jax.config import require
 from bert_jax.tasks.base import Batch, Context, Outputs, Pair, Source, Task, inputs
 from bert_jax.tokenizer import Tokenizer
@@ -61,7 +61,7 @@ class Squad(Task):
         questions = list(read(path))
         if split != "test":
             questions = self.located(questions, path, train=split == "train")
-        return Windows(questions, length, self.stride, self.question, context.tokenizer)
+        return Windows(questions, length, self.stride, self.question, context.tokenizer, context.cache_dir)
 
     def located(self, questions: Sequence[Question], path: str, train: bool) -> list[Question]:
         """The questions with answers that stand at their offsets; of those that do not, what `misplaced` says.
@@ -286,16 +286,20 @@ class Windows:
     """[CLS] question [SEP] part of the context [SEP], for each part of each context: the examples of a file."""
 
     def __init__(
-        self, questions: Sequence[Question], length: int, stride: int, question: int, tokenizer: Tokenizer
+        self,
+        questions: Sequence[Question],
+        length: int,
+        stride: int,
+        question: int,
+        tokenizer: Tokenizer,
+        cache_dir: str | None = None,
     ) -> None:
         self.questions, self.length, self.tokenizer = questions, length, tokenizer
-        self._asked = [np.asarray(tokenizer.encode(one.text)[:question], np.int32) for one in questions]
-        read: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        asked_texts = encoding.encode((one.text for one in questions), tokenizer, cache_dir)
+        self._asked = [asked_texts[one.text].tokens[:question] for one in questions]
+        read = encoding.encode((one.context for one in questions), tokenizer, cache_dir, offsets=True)
         rows = []
         for number, (one, asked) in enumerate(zip(questions, self._asked, strict=True)):
-            if one.context not in read:
-                tokens, offsets = tokenizer.encode_with_offsets(one.context)
-                read[one.context] = np.asarray(tokens, np.int32), np.asarray(offsets, np.int32).reshape(-1, 2)
             room = length - len(asked) - 3
             require(room > 0, f"length {length} leaves no room for a context beside a question of {len(asked)} tokens")
             first, last = answer_tokens(one, read[one.context][1])
