@@ -23,5 +23,5 @@ EXPERIMENT = dataclasses.replace(
         document=False,
         metrics=("accuracy",),
     ),
-    phases=(config.Phase(length=128, batch_size=32, epochs=3),),
+    phases=(config.Phase(length=128, batch_size=32, epochs=3, lengths=4),),
 )

@@ -14,7 +14,7 @@ EXPERIMENT = Experiment(
     name="squad",
     task=Squad(train="train-v1.1.json", dev="dev-v1.1.json"),
     optimizer=config.Optimizer(learning_rate=5e-5, warmup=0.1),
-    phases=(config.Phase(length=384, batch_size=32, epochs=3),),
+    phases=(config.Phase(length=384, batch_size=32, epochs=3, lengths=4),),
     every=config.Every(log=100, evaluate=0, checkpoint=1000),
     predict=True,
 )

@@ -16,5 +16,5 @@ EXPERIMENT = dataclasses.replace(
     SQUAD,
     name="squad2",
     task=Squad(train="train-v2.0.json", dev="dev-v2.0.json", unanswerable=True),
-    phases=(config.Phase(length=384, batch_size=48, epochs=2),),
+    phases=(config.Phase(length=384, batch_size=48, epochs=2, lengths=4),),
 )

@@ -13,6 +13,6 @@ EXPERIMENT = Experiment(
     name="swag",
     task=Choose(train="train.csv", dev="val.csv"),
     optimizer=config.Optimizer(learning_rate=2e-5, warmup=0.1),
-    phases=(config.Phase(length=128, batch_size=16, epochs=3),),
+    phases=(config.Phase(length=128, batch_size=16, epochs=3, lengths=4),),
     every=config.Every(log=100, evaluate=1000, checkpoint=0),
 )

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("few_devices")
 def run(tiny: Experiment, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """The workdir of a run that is done, with a padded vocabulary."""
     workdir = tmp_path_factory.mktemp("run")
-    short = override(tiny, {"encoder.vocab_multiple": 64, "phases.0.steps": 1, "phases.1.steps": 1})
+    short = override(tiny, {"encoder.vocab_multiple": 128, "phases.0.steps": 1, "phases.1.steps": 1})
     train.run(short, str(workdir), quiet=True)
     return workdir
 

@@ -24,6 +24,15 @@ def test_a_picture_is_written(tmp_path: pathlib.Path) -> None:
     assert (tmp_path / "new" / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_curve_stands_beside_its_baseline(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plots.plt, "close", lambda _: None)
+    runs = {"one": run(tmp_path / "one", [0.5, 0.7]), "two": run(tmp_path / "two", [0.4])}
+    plots.draw(runs, ["accuracy"], str(tmp_path / "curves.png"))
+    (panel,) = plots.plt.gcf().axes
+    assert panel.get_legend_handles_labels()[1] == ["one", "largest class: 0.5", "two"]
+    assert [list(line.get_ydata()) for line in panel.lines] == [[0.5, 0.7], [0.5, 0.5], [0.4]]
+
+
 def test_a_metric_that_no_run_has_is_said(tmp_path: pathlib.Path) -> None:
     with pytest.raises(ValueError, match="has validation figures named 'mlm_loss'"):
         plots.draw({"one": run(tmp_path, [0.5])}, ["mlm_loss"], str(tmp_path / "curves.png"))

@@ -113,6 +113,7 @@ def test_a_padded_vocabulary_is_padded_and_cut_on_the_way(tiny: Experiment, tmp_
     assert cut["masked_lm"]["bias"].shape == (320,)
     more = found.params(override(tiny.encoder, {"vocab_multiple": 100}))
     np.testing.assert_array_equal(np.asarray(more["encoder"]["embeddings"]["word"])[:320], word[:320])
+    assert not np.asarray(more["encoder"]["embeddings"]["word"])[320:].any()
     assert more["masked_lm"]["bias"].shape == (400,)
     one = bert_jax.load(str(first))
     two = model.Model(tiny, jax.tree.map(jnp.asarray, jax.tree.map(np.asarray, cut)), one.tokenizer)
