@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+import pathlib
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -63,9 +64,12 @@ def main(argv: Sequence[str], changes: dict[str, str]) -> int:
         raise app.UsageError(f"too many arguments: {argv[1:]}; a flag's value follows an equals sign")
     import jax  # after the flags: --help needs no device
 
-    from bert_jax import experiment, sweep, train
+    from bert_jax import cache, experiment, sweep, train
 
     logging.set_verbosity(logging.ERROR)
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # a program that any run compiled is not compiled again
+        folder = pathlib.Path(_CACHE_DIR.value or cache.default_directory()).expanduser()
+        jax.config.update("jax_compilation_cache_dir", str(folder / "programs"))
     if _MULTIHOST.value:
         jax.distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     try:

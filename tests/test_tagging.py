@@ -266,6 +266,22 @@ def test_a_run_in_groups_of_lengths_stops_and_goes_on(uneven: Experiment, tmp_pa
 
 
 @pytest.mark.usefixtures("few_devices")
+def test_seeds_in_one_program_and_in_groups_of_lengths_end_as_each_by_itself(
+    uneven: Experiment, tmp_path: pathlib.Path
+) -> None:
+    """Batches of one number differ in length between seeds: the shorter are padded, and dropout does not see it."""
+    changes = {"encoder.dropout": 0.1, "encoder.attention_dropout": 0.1, "phases.0.epochs": 1}
+    exps = [config.override(uneven, {**changes, "seed": seed}) for seed in (0, 1)]
+    alone = [train.run(exp, str(tmp_path / f"a{exp.seed}"), data_dir=str(tmp_path), quiet=True) for exp in exps]
+    workdirs = [str(tmp_path / f"b{exp.seed}") for exp in exps]
+    together = train.run_together(exps, workdirs, data_dir=str(tmp_path), quiet=True)
+    for one, other in zip(alone, together, strict=True):
+        assert other["loss"] == pytest.approx(one["loss"], rel=1e-4)
+        assert other["tokens"] == one["tokens"]
+    assert together[0]["loss"] != together[1]["loss"]
+
+
+@pytest.mark.usefixtures("few_devices")
 def test_a_run_from_file_to_entities(tiny: Experiment, tmp_path: pathlib.Path) -> None:
     """Trained to call "a b" an X; windows shorter than the sentences."""
     VOCABULARY.save(tmp_path / "vocab.txt")

@@ -146,7 +146,9 @@ def inputs(*shape: int, **more: tuple[tuple[int, ...], Any]) -> dict[str, jax.Sh
     return {name: jax.ShapeDtypeStruct(*one) for name, one in arrays.items()}
 
 
-def pack(parts: Sequence[Sequence[Sequence[int] | np.ndarray]], length: int, tokenizer: Tokenizer) -> dict[str, np.ndarray]:
+def pack(
+    parts: Sequence[Sequence[Sequence[int] | np.ndarray]], length: int, tokenizer: Tokenizer
+) -> dict[str, np.ndarray]:
     """[CLS] A [SEP] or [CLS] A [SEP] B [SEP] of each row's token lists, padded: tokens, segments, mask [N, length].
 
     What is too long is cut at its end, the longer text first, as the reference cuts it.
