@@ -148,6 +148,63 @@ class Phase:
 
 
 @dataclasses.dataclass(frozen=True)
+class BiLSTM:
+    """A bidirectional LSTM between an encoder and a head (paper, sections 5.1 and 5.3)."""
+
+    layers: int = 2
+    width: int = 768  # of each direction; the paper's "768-dimensional" does not say whether of each or of both
+    dropout: float = 0.1  # of what one layer gives the next; the paper names none, and has 0.1 everywhere else
+
+    def __post_init__(self) -> None:
+        _positive(layers=self.layers, width=self.width)
+        _probability("dropout", self.dropout)
+
+
+FEATURES = ("embeddings", "second_to_last", "last", "sum_last_four", "concat_last_four", "sum_all")
+
+
+@dataclasses.dataclass(frozen=True)
+class Features:
+    """Which hidden states of a frozen encoder a head reads (paper, section 5.3 and Table 7)."""
+
+    layers: str = "concat_last_four"  # one of FEATURES, or a layer by its number: 0 the embeddings, 1 the first
+    words: int = 128  # of one sequence; a longer sentence is read in parts
+    dtype: Literal["float32", "float16"] = "float32"  # how they are kept on disk
+
+    def __post_init__(self) -> None:
+        _positive(words=self.words)
+        known = self.layers in FEATURES or self.layers.isdecimal()
+        require(known, f"layers must be a number or a choice, not {self.layers!r}: {nearest(self.layers, FEATURES)}")
+
+    def numbers(self, layers: int) -> tuple[int, ...]:
+        """The layers that an encoder of so many gives for this, 0 being the embeddings' output.
+
+        Raises:
+          ValueError: where it has too few.
+        """
+        ranges = {
+            "embeddings": (0, 1),
+            "second_to_last": (layers - 1, layers),
+            "last": (layers, layers + 1),
+            "sum_last_four": (layers - 3, layers + 1),
+            "concat_last_four": (layers - 3, layers + 1),
+            "sum_all": (1, layers + 1),
+        }
+        first, stop = ranges[self.layers] if self.layers in FEATURES else (int(self.layers), int(self.layers) + 1)
+        lowest = 1 if self.layers.endswith("four") else 0
+        require(
+            lowest <= first and stop <= layers + 1,
+            f"the encoder has {layers} layers: features.layers={self.layers} is not to be had of it",
+        )
+        return tuple(range(first, stop))
+
+    @property
+    def summed(self) -> bool:
+        """Whether the layers are added up, by learned weights; several are else put side by side."""
+        return self.layers.startswith("sum")
+
+
+@dataclasses.dataclass(frozen=True)
 class Mesh:
     """How many devices share what: `data` splits the batch, `fsdp` batch and parameters, `model` the layers' width.
 

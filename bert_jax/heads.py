@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Key
 
 from bert_jax import config
 from bert_jax.dropout import Dropout
@@ -75,6 +76,98 @@ class Span(nn.Module):
         return dense(self.config, 2, "dense")(hidden).astype(jnp.float32)
 
 
+class BiLSTM(nn.Module):
+    """Layers of LSTMs that read a sequence in both directions (paper, sections 5.1 and 5.3).
+
+    Padding may stand anywhere: it changes nothing elsewhere, and what comes out there means nothing. Kernels start by
+    LeCun's normal distribution, recurrent ones orthogonal gate by gate, biases at 0 but for 1 at the forget gates.
+    """
+
+    config: config.Encoder
+    bilstm: config.BiLSTM
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B T D"], mask: Bool[Array, "B T"], *, train: bool = False
+    ) -> Float[Array, "B T N"]:
+        """The last layer's states, those of the forward direction first: N is twice the width."""
+        c = self.config
+        for n in range(self.bilstm.layers):
+            if n > 0:
+                x = Dropout(self.bilstm.dropout, c.dropout_rng, name=f"dropout_{n}")(x, train=train)
+            x = BidirectionalLSTM(self.bilstm.width, c.dtype, name=f"layer_{n}")(x, mask)
+        return x
+
+
+class BidirectionalLSTM(nn.Module):
+    """An LSTM from left to right and one from right to left, in one loop; parameters are stacked over the two.
+
+    The products with the inputs are made before the loop, of all steps at once, which flax's cells cannot. The gates
+    lie in the order input, forget, cell, output; states are float32.
+    """
+
+    width: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T D"], mask: Bool[Array, "B T"]) -> Float[Array, "B T N"]:
+        wide = 4 * self.width
+        by_input = nn.initializers.lecun_normal(in_axis=1, out_axis=2, batch_axis=0)
+        kernel = self.param("kernel", by_input, (2, x.shape[-1], wide))
+        recurrent = self.param("recurrent", _orthogonal_gates, (2, self.width, wide)).astype(self.dtype)
+        bias = self.param("bias", _remember, (2, wide))
+
+        def both(x: Array) -> Array:
+            """[T, 2, B, ...]: as it is, and back to front."""
+            return jnp.moveaxis(jnp.stack([x, jnp.flip(x, axis=1)]), 2, 0)
+
+        inputs = jnp.einsum("tsbd,sdg->tsbg", both(x.astype(self.dtype)), kernel.astype(self.dtype))
+        inputs = inputs.astype(jnp.float32) + bias[None, :, None]
+
+        def step(states: tuple[Array, Array], here: tuple[Array, Array]) -> tuple[tuple[Array, Array], Array]:
+            cell, hidden = states
+            inputs, keep = here
+            product = jnp.einsum("sbh,shg->sbg", hidden.astype(self.dtype), recurrent)
+            i, f, g, o = jnp.split(inputs + product.astype(jnp.float32), 4, axis=-1)
+            new = jax.nn.sigmoid(f) * cell + jax.nn.sigmoid(i) * jnp.tanh(g)
+            cell, hidden = (
+                jnp.where(keep, here, before)  # padding leaves the states as they are
+                for here, before in ((new, cell), (jax.nn.sigmoid(o) * jnp.tanh(new), hidden))
+            )
+            return (cell, hidden), hidden
+
+        start = jnp.zeros((2, x.shape[0], self.width))
+        _, hidden = jax.lax.scan(step, (start, start), (inputs, both(mask)[..., None]))
+        forward, backward = hidden[:, 0], jnp.flip(hidden[:, 1], axis=0)
+        return jnp.concatenate([forward, backward], axis=-1).swapaxes(0, 1).astype(self.dtype)
+
+
+def _orthogonal_gates(key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Array, "S H N"]:
+    """For each direction and gate an orthogonal matrix of its own."""
+    directions, width, wide = shape
+    square = nn.initializers.orthogonal()
+    each = jax.vmap(lambda key: square(key, (width, width)))(jax.random.split(key, directions * wide // width))
+    return each.reshape(directions, -1, width, width).swapaxes(1, 2).reshape(shape)
+
+
+def _remember(key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Array, "S N"]:
+    """0, and 1 at the forget gates: an LSTM that starts by forgetting half of everything learns slowly."""
+    return jnp.zeros((shape[0], 4, shape[1] // 4)).at[:, 1].set(1.0).reshape(shape)
+
+
+class Mix(nn.Module):
+    """A weighted sum of layers. The weights are shares, a softmax of learned numbers, equal at the start.
+
+    The paper says "weighted sum" and no more. As shares they keep the scale of a layer, can be read, and are what ELMo,
+    which Table 7 stands beside, learns too.
+    """
+
+    @nn.compact
+    def __call__(self, layers: Float[Array, "*rows S D"]) -> Float[Array, "*rows D"]:
+        weights = self.param("weights", nn.initializers.zeros, layers.shape[-2:-1])
+        return jnp.einsum("...sd,s->...d", layers, jax.nn.softmax(weights).astype(layers.dtype))
+
+
 class PreTraining(nn.Module):
     """Encoder, masked LM and next sentence, on a batch that `masking.corrupt` went through."""
 
@@ -110,17 +203,42 @@ class Classification(nn.Module):
 
 
 class Tagging(nn.Module):
-    """Encoder and a classifier on every token: named entities, parts of speech (paper, section 5.3)."""
+    """Encoder, perhaps a BiLSTM, and a classifier on every token: named entities, parts of speech (paper, 5.3)."""
 
     config: config.Encoder
     classes: int
+    bilstm: config.BiLSTM | None = None
 
     @nn.compact
     def __call__(self, batch: dict[str, Array], *, train: bool = False) -> dict[str, Array]:
         """`logits` [B, T, C]."""
         c = self.config
-        encoded = Bert(c, name="encoder")(batch["tokens"], batch["segments"], batch["mask"], train=train)
-        return {"logits": Classifier(c, self.classes, name="tagger")(encoded.hidden, train=train)}
+        x = Bert(c, name="encoder")(batch["tokens"], batch["segments"], batch["mask"], train=train).hidden
+        if self.bilstm is not None:
+            x = BiLSTM(c, self.bilstm, name="bilstm")(x, batch["mask"], train=train)
+        return {"logits": Classifier(c, self.classes, name="tagger")(x, train=train)}
+
+
+class FeatureTagging(nn.Module):
+    """Perhaps a BiLSTM, and a classifier, on S layers of a frozen encoder, which is no part of it (paper, 5.3).
+
+    With `summed` the layers are mixed into one, else put side by side.
+    """
+
+    config: config.Encoder
+    classes: int
+    summed: bool
+    bilstm: config.BiLSTM | None = None
+
+    @nn.compact
+    def __call__(self, batch: dict[str, Array], *, train: bool = False) -> dict[str, Array]:
+        """`logits` [B, T, C], from features [B, T, S, D] of words, and predicted [B, T], False on padding."""
+        c = self.config
+        x = batch["features"].astype(c.dtype)
+        x = Mix(name="mix")(x) if self.summed else x.reshape(*x.shape[:2], -1)
+        if self.bilstm is not None:
+            x = BiLSTM(c, self.bilstm, name="bilstm")(x, batch["predicted"], train=train)
+        return {"logits": Classifier(c, self.classes, name="tagger")(x, train=train)}
 
 
 class SpanPrediction(nn.Module):
@@ -154,14 +272,17 @@ class MultipleChoice(nn.Module):
 
 
 def module_of(config: config.Encoder, params: Mapping[str, Any]) -> nn.Module | None:
-    """The module that these parameters belong to, by the names of its heads; None for an encoder without a head."""
+    """The module that these parameters belong to, by the names of its heads; None for an encoder without a head.
+
+    What reads a frozen encoder is not told by its names: ask the task of its run.
+    """
     classes = {
         name: head["dense"]["bias"].shape[0] for name, head in params.items() if name in ("classifier", "tagger")
     }
     if "classifier" in params:
         return Classification(config, classes["classifier"])
     if "tagger" in params:
-        return Tagging(config, classes["tagger"])
+        return Tagging(config, classes["tagger"], _bilstm_of(params))
     if "span" in params:
         return SpanPrediction(config)
     if "choice" in params:
@@ -169,3 +290,11 @@ def module_of(config: config.Encoder, params: Mapping[str, Any]) -> nn.Module | 
     if "masked_lm" in params:
         return PreTraining(config, next_sentence="next_sentence" in params)
     return None
+
+
+def _bilstm_of(params: Mapping[str, Any]) -> config.BiLSTM | None:
+    """The BiLSTM among these parameters, by their shapes."""
+    if "bilstm" not in params:
+        return None
+    layers = params["bilstm"]
+    return config.BiLSTM(layers=len(layers), width=layers["layer_0"]["recurrent"].shape[1])

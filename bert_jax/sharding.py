@@ -7,6 +7,7 @@ otherwise be a silently replicated tensor.
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import jax
@@ -65,6 +66,10 @@ PARAMETERS = {
     "span/dense/bias": ("classes",),
     "choice/dense/kernel": ("embed", "classes"),
     "choice/dense/bias": ("classes",),
+    "mix/weights": ("rows",),
+    "bilstm/layer_{n}/kernel": ("rows", "embed", "rows"),  # a row for every n
+    "bilstm/layer_{n}/recurrent": ("rows", "rows", "rows"),  # every step of the loop reads it whole
+    "bilstm/layer_{n}/bias": ("rows", "rows"),
 }
 
 
@@ -94,6 +99,11 @@ def path_of(keys: tuple[Any, ...]) -> str:
     return "/".join(str(getattr(key, "key", getattr(key, "name", key))) for key in keys)
 
 
+def row_of(path: str) -> str:
+    """A parameter's path as the table has it: one row serves the numbered layers of a head."""
+    return re.sub(r"layer_\d+", "layer_{n}", path)
+
+
 def parameter_specs(params: Any, table: dict[str, tuple[str, ...]] = PARAMETERS) -> Any:
     """The `PartitionSpec` of each parameter (arrays or shapes), by the table.
 
@@ -103,14 +113,19 @@ def parameter_specs(params: Any, table: dict[str, tuple[str, ...]] = PARAMETERS)
     """
     found = {path_of(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(params)}
     for path, leaf in found.items():
-        require(path in table, f"parameter {path} {leaf.shape} has no row in sharding.PARAMETERS: add one")
-        require(len(table[path]) == leaf.ndim, f"parameter {path} is {leaf.shape}, its row says {table[path]}")
-        used = [AXES[axis] for axis in table[path] if AXES[axis]]
-        require(len(used) == len(set(used)), f"parameter {path}: {table[path]} uses a mesh axis twice: {used}")
-    modules = {path.split("/")[0] for path in found}
-    for path in table:
-        require(path.split("/")[0] not in modules or path in found, f"no parameter for the row {path}: rename it")
-    return jax.tree_util.tree_map_with_path(lambda keys, _: PartitionSpec(*map(AXES.get, table[path_of(keys)])), params)
+        row = row_of(path)
+        require(row in table, f"parameter {path} {leaf.shape} has no row in sharding.PARAMETERS: add one")
+        require(len(table[row]) == leaf.ndim, f"parameter {path} is {leaf.shape}, its row says {table[row]}")
+        used = [AXES[axis] for axis in table[row] if AXES[axis]]
+        require(len(used) == len(set(used)), f"parameter {path}: {table[row]} uses a mesh axis twice: {used}")
+    modules, rows = {path.split("/")[0] for path in found}, set(map(row_of, found))
+    for row in table:
+        require(row.split("/")[0] not in modules or row in rows, f"no parameter for the row {row}: rename it")
+
+    def spec(keys: tuple[Any, ...], _: Any) -> PartitionSpec:
+        return PartitionSpec(*map(AXES.get, table[row_of(path_of(keys))]))
+
+    return jax.tree_util.tree_map_with_path(spec, params)
 
 
 def state_shardings(mesh: jax.sharding.Mesh, optimizer: optax.GradientTransformation, state: Any) -> Any:

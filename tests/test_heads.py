@@ -2,14 +2,28 @@
 
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bert_jax import config as knobs
+from bert_jax import sharding
 from bert_jax.config import Encoder, Masking
 from bert_jax.encoder import Bert
-from bert_jax.heads import Classification, MaskedLM, NextSentence, Pooler, PreTraining, module_of
+from bert_jax.heads import (
+    BiLSTM,
+    Classification,
+    FeatureTagging,
+    MaskedLM,
+    Mix,
+    NextSentence,
+    Pooler,
+    PreTraining,
+    Tagging,
+    module_of,
+)
 from bert_jax.losses import cross_entropy, mean
 from bert_jax.masking import Vocabulary, corrupt
 
@@ -173,3 +187,154 @@ def test_classification(classes: int) -> None:
     assert not np.allclose(a, b)
     shapes = jax.tree.map(jnp.shape, params["params"]["classifier"])
     assert shapes == {"dense": {"kernel": (32, classes), "bias": (classes,)}}
+
+
+LSTM = BiLSTM(TINY, knobs.BiLSTM(layers=2, width=8, dropout=0.5))
+RAGGED = np.array([[1, 1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0, 0]], bool)
+
+
+@functools.cache
+def lstm() -> tuple[jax.Array, dict]:
+    """An input [3, 7, 5], and parameters that are not those of the start, where biases say nothing."""
+    x = jax.random.normal(jax.random.key(0), (3, 7, 5))
+    params = jax.jit(LSTM.init)(jax.random.key(1), x, jnp.array(RAGGED))["params"]
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(2), len(leaves))
+    noisy = [leaf + 0.3 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)]
+    return x, jax.tree.unflatten(tree, noisy)
+
+
+def flax_s_own(params: dict, x: jax.Array, lengths: np.ndarray) -> jax.Array:
+    """One bidirectional layer by flax's cells, with our parameters."""
+
+    def cell(direction: int) -> dict:
+        gates = dict(zip("ifgo", np.split(np.array(params["kernel"][direction]), 4, axis=-1), strict=True))
+        found = {f"i{gate}": {"kernel": kernel} for gate, kernel in gates.items()}
+        recurrent = np.split(np.array(params["recurrent"][direction]), 4, axis=-1)
+        bias = np.split(np.array(params["bias"][direction]), 4, axis=-1)
+        for gate, kernel, row in zip("ifgo", recurrent, bias, strict=True):
+            found[f"h{gate}"] = {"kernel": kernel, "bias": row}
+        return found
+
+    width = params["recurrent"].shape[1]
+    layer = nn.Bidirectional(nn.RNN(nn.OptimizedLSTMCell(width)), nn.RNN(nn.OptimizedLSTMCell(width)))
+    cells = {name: {"cell": cell(direction)} for direction, name in enumerate(("forward_rnn", "backward_rnn"))}
+    return layer.apply({"params": cells}, x, seq_lengths=jnp.array(lengths))
+
+
+def test_a_bilstm_is_flax_s_where_there_is_no_padding_and_where_there_is() -> None:
+    x, params = lstm()
+    found = LSTM.apply({"params": params}, x, jnp.array(RAGGED))
+    assert found.shape == (3, 7, 16)
+    lengths = RAGGED.sum(axis=1)
+    wanted = flax_s_own(params["layer_1"], flax_s_own(params["layer_0"], x, lengths), lengths)
+    np.testing.assert_allclose(np.array(found)[RAGGED], np.array(wanted)[RAGGED], atol=1e-6)
+
+
+def test_padding_never_enters_a_bilstm() -> None:
+    """What stands there changes nothing, nor how much of it there is, nor where it stands; and no gradient gets there.
+    Without padding each place sees all others, in both directions."""
+    x, params = lstm()
+    apply = jax.jit(lambda x, mask: LSTM.apply({"params": params}, x, mask))
+    clean, mask = apply(x, jnp.array(RAGGED)), jnp.array(RAGGED)
+    other = apply(jnp.where(mask[..., None], x, 1e4), mask)
+    np.testing.assert_array_equal(np.array(clean)[RAGGED], np.array(other)[RAGGED])
+    assert np.isfinite(other).all()
+    np.testing.assert_allclose(clean[1, :3], apply(x[1:2, :3], mask[1:2, :3])[0], atol=1e-6)
+    apart = jnp.array([[0, 1, 0, 0, 1, 1, 0]], bool)
+    spread = jnp.full((1, 7, 5), 9.0).at[0, np.array([1, 4, 5])].set(x[1, :3])
+    np.testing.assert_allclose(apply(spread, apart)[0, np.array([1, 4, 5])], clean[1, :3], atol=1e-6)
+
+    def reach(x: jax.Array, place: int, row: int) -> jax.Array:
+        gradient = jax.jit(jax.grad(lambda x: jnp.sin(apply(x, mask)[row, place]).sum()))
+        return jnp.abs(gradient(x)[row]).sum(axis=-1)
+
+    assert [bool(size > 0) for size in reach(x, 1, 1)] == [True] * 3 + [False] * 4
+    assert all(reach(x, 3, 0) > 0)
+
+
+def test_a_bilstm_s_start() -> None:
+    """Orthogonal gates, LeCun's kernels, forget gates open; the two directions differ."""
+    module = BiLSTM(TINY, knobs.BiLSTM(layers=1, width=64))
+    params = module.init(jax.random.key(0), jnp.zeros((1, 2, 400)), jnp.ones((1, 2), bool))["params"]["layer_0"]
+    for direction in range(2):
+        for gate in np.split(np.array(params["recurrent"][direction]), 4, axis=-1):
+            np.testing.assert_allclose(gate @ gate.T, np.eye(64), atol=1e-5)
+    assert len({float(gate[0, 0]) for side in params["recurrent"] for gate in np.split(np.array(side), 4, -1)}) == 8
+    assert np.std(params["kernel"]) == pytest.approx(400**-0.5, rel=0.02)
+    assert not np.allclose(params["kernel"][0], params["kernel"][1])
+    for side in params["bias"]:
+        np.testing.assert_array_equal(side.reshape(4, 64), np.repeat([[0], [1], [0], [0]], 64, axis=1))
+
+
+def test_a_bilstm_drops_out_between_its_layers_alone() -> None:
+    x, params = lstm()
+    mask = jnp.ones(x.shape[:2], bool)
+
+    def train(module: BiLSTM, params: dict, key: int) -> jax.Array:
+        return module.apply({"params": params}, x, mask, train=True, rngs={"dropout": jax.random.key(key)})
+
+    assert not np.allclose(train(LSTM, params, 0), train(LSTM, params, 1))
+    one, first = BiLSTM(TINY, knobs.BiLSTM(layers=1, width=8, dropout=0.5)), {"layer_0": params["layer_0"]}
+    np.testing.assert_array_equal(train(one, first, 0), one.apply({"params": first}, x, mask))
+
+
+def test_a_mix_is_the_mean_at_first_and_its_weights_are_shares() -> None:
+    layers = jax.random.normal(jax.random.key(0), (2, 3, 4, 5))
+    start = Mix().init(jax.random.key(0), layers)
+    np.testing.assert_allclose(Mix().apply(start, layers), layers.mean(axis=2), atol=1e-6)
+    one = {"params": {"weights": jnp.array([0.0, 30.0, 0.0, 0.0])}}
+    np.testing.assert_allclose(Mix().apply(one, layers), layers[:, :, 1], atol=1e-5)
+
+
+@pytest.mark.parametrize("summed", [True, False])
+def test_a_tagger_on_features(summed: bool) -> None:
+    """It holds no encoder; its weights see every layer; the table has a row for each of them."""
+    module = FeatureTagging(TINY, 3, summed, knobs.BiLSTM(layers=3, width=8))
+    features = jax.random.normal(jax.random.key(0), (3, 7, 4, 32))
+    batch = {"features": features, "predicted": jnp.array(RAGGED)}
+    params = jax.jit(module.init)(jax.random.key(1), batch)["params"]
+    assert set(params) == {"bilstm", "tagger", *(["mix"] if summed else [])}
+    assert params["bilstm"]["layer_0"]["kernel"].shape == (2, 32 if summed else 128, 32)
+    sharding.parameter_specs(params)
+    first = lambda x: module.apply({"params": params}, {**batch, "features": x})["logits"][0].sum()  # noqa: E731
+    gradient = jax.jit(jax.grad(first))(features)
+    assert (np.abs(gradient[0]).sum(axis=(0, 2)) > 0).all()
+
+
+def test_a_bilstm_on_a_fine_tuned_encoder() -> None:
+    """The module is known again by its parameters; padding tokens change nothing; the encoder gets a gradient."""
+    module = Tagging(TINY, 3, knobs.BiLSTM(layers=1, width=8))
+    batch = make_batch()
+    params = jax.jit(module.init)(jax.random.key(0), batch)["params"]
+    sharding.parameter_specs(params)
+    again = module_of(TINY, params)
+    mask = jnp.arange(16)[None] < jnp.array([[16], [9], [5], [2]])
+    tokens = jnp.where(mask, batch["tokens"], 7)
+    one, two = (
+        jax.jit(again.apply)({"params": params}, batch | {"tokens": t, "mask": mask})["logits"]
+        for t in (tokens, jnp.where(mask, tokens, 8))
+    )
+    np.testing.assert_allclose(np.array(one)[mask], np.array(two)[mask], atol=1e-5)
+    gradient = jax.jit(jax.grad(lambda p: module.apply({"params": p}, batch)["logits"].sum()))(params)
+    assert np.abs(gradient["encoder"]["embeddings"]["word"]).sum() > 0
+
+
+def test_which_layers_a_choice_reads() -> None:
+    reads = {name: knobs.Features(layers=name).numbers(12) for name in (*knobs.FEATURES, "3")}
+    assert reads == {
+        "embeddings": (0,),
+        "second_to_last": (11,),
+        "last": (12,),
+        "sum_last_four": (9, 10, 11, 12),
+        "concat_last_four": (9, 10, 11, 12),
+        "sum_all": tuple(range(1, 13)),
+        "3": (3,),
+    }
+    assert [name for name in reads if knobs.Features(layers=name).summed] == ["sum_last_four", "sum_all"]
+    assert knobs.Features(layers="concat_last_four").numbers(4) == (1, 2, 3, 4)
+    for layers, choice in ((3, "concat_last_four"), (2, "3")):
+        with pytest.raises(ValueError, match=f"the encoder has {layers} layers: features.layers={choice}"):
+            knobs.Features(layers=choice).numbers(layers)
+    with pytest.raises(ValueError, match="not 'sum_last_for': did you mean 'sum_last_four'"):
+        knobs.Features(layers="sum_last_for")

@@ -20,7 +20,8 @@ Batch = dict[str, Any]  # named arrays with a leading batch axis
 Pair = tuple[jax.Array, jax.Array]  # a sum and its weight: pairs add up over batches, shards and hosts
 Outputs = Mapping[str, np.ndarray]  # what `Task.kept` keeps, of a whole split: arrays [N, ...] in the source's order
 
-FINE_TUNED = ("classifier", "tagger", "span", "choice")  # the heads of fine-tuning, each made for its own task
+# The heads of fine-tuning, each made for its own task.
+FINE_TUNED = ("classifier", "tagger", "span", "choice", "bilstm", "mix")
 
 
 @runtime_checkable

@@ -87,6 +87,9 @@ PARAMETERS = {
     **_output("choice/dense", "D 1", "classifier", "cls/choice/"),
 }
 
+# Modules of which no published checkpoint has any: they stay in workdirs.
+UNPUBLISHED = ("bilstm", "mix")
+
 # The sizes of config.json and of bert_config.json, and ours.
 CONFIG = {
     "vocab_size": "vocab_size",
