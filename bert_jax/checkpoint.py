@@ -17,6 +17,8 @@ from bert_jax.config import require
 from bert_jax.sharding import path_of
 from bert_jax.tasks.base import Task
 
+FROZEN = "frozen"  # the workdir's folder of an encoder that is not trained
+
 
 class Checkpoints:
     """The checkpoints of one workdir, by step. A half-written one is never seen: it gets its name once complete."""
@@ -87,9 +89,28 @@ class Checkpoints:
 def read_params(workdir: str, step: int | None = None) -> Any:
     """The parameters of a run, as host arrays in nested dicts: those of its last checkpoint, or of `step`.
 
+    Where the run stands on a frozen encoder, that is among them.
+
     Raises:
       ValueError: where there is no such checkpoint, or it is damaged.
     """
+    frozen = read_frozen(workdir)
+    return _read(workdir, step) if frozen is None else {**_read(workdir, step), "encoder": frozen}
+
+
+def read_frozen(workdir: str) -> Any | None:
+    """The encoder that a run stands on and does not train, as host arrays in nested dicts; None: it has none."""
+    folder = epath.Path(workdir) / FROZEN
+    return _read(str(folder), 0)["encoder"] if (folder / "checkpoints" / "0").exists() else None
+
+
+def write_frozen(workdir: str, params: Any) -> None:
+    """Keeps that encoder in the workdir, once: each checkpoint would else hold it again. All processes must call it."""
+    if not (epath.Path(workdir) / FROZEN / "checkpoints" / "0").exists():
+        write_params(str(epath.Path(workdir) / FROZEN), {"encoder": params})
+
+
+def _read(workdir: str, step: int | None) -> Any:
     directory = epath.Path(workdir).absolute() / "checkpoints"
     require(
         directory.exists(),

@@ -11,7 +11,7 @@ from bert_jax import checkpoint, config, corpus, experiment, pretrained
 from bert_jax.config import nearest, require
 from bert_jax.pretrained import Pretrained
 from bert_jax.tokenizer import Tokenizer
-from bert_jax.weights import huggingface, tf1
+from bert_jax.weights import huggingface, names, tf1
 
 Form = Literal["workdir", "huggingface", "tf1"]
 
@@ -51,6 +51,11 @@ def _write(found: Pretrained, vocabulary: Tokenizer, folder: pathlib.Path, to: s
     # The padding of the vocabulary is ours: elsewhere a table has as many rows as there are words.
     encoder = config.override(found.encoder, {"vocab_multiple": 1})
     params = found.params(encoder)
+    require(
+        params.keys().isdisjoint(names.UNPUBLISHED) and not (found.task and found.task.frozen),
+        f"{found.directory} holds what no published BERT has, a BiLSTM or a head on features of a frozen encoder: use "
+        "the workdir as it is, or convert the run that its encoder comes from",
+    )
     if to == "tf1":
         tf1.write(folder, params, encoder, vocabulary, labels)
         return

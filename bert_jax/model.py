@@ -14,11 +14,12 @@ import numpy as np
 from bert_jax import config, encoder, heads, pretrained, scores, tokenizer
 from bert_jax.config import require
 from bert_jax.experiment import Experiment
+from bert_jax.features import Frozen
 from bert_jax.tasks.base import Arrays, Source, pack
 from bert_jax.tasks.choice import Choice, Choices, Choose
 from bert_jax.tasks.classify import Classify
 from bert_jax.tasks.squad import Answer, Question, Squad, Windows
-from bert_jax.tasks.tagging import Sentence, Sentences, Tag
+from bert_jax.tasks.tagging import Sentence, Sentences, Tag, Words
 
 
 class Filling(NamedTuple):
@@ -86,7 +87,7 @@ class Model:
         self.config: config.Encoder = exp.encoder
         self._bert = encoder.Bert(self.config)
         self._encode = jax.jit(functools.partial(self._bert.apply, all_layers=True))
-        module = heads.module_of(self.config, params)
+        module = exp.task.module(self.config) if exp.task.frozen else heads.module_of(self.config, params)
         self._heads = jax.jit(functools.partial(module.apply, train=False)) if module else None
 
     def encode(self, texts: str | Sequence[str | tuple[str, str]], batch_size: int = 32) -> Hidden:
@@ -221,7 +222,9 @@ class Model:
         ]
         longest = max(sum(len(self.tokenizer.encode(word)) or 1 for word in one[0].words) + 2 for one in documents)
         length = min(self._length(longest), self.experiment.phases[-1].length)
-        source = Sentences(documents, task.labels, length, self.tokenizer, document=task.document)
+        sentences = task.sentences(documents, length, self.tokenizer)
+        frozen = Frozen(self.config, self.params["encoder"]) if task.frozen else None
+        source: Sentences | Words = sentences if frozen is None else task.words(sentences, frozen)
         found = []
         for text, words, tags in zip(whole, spans, source.tags(self._kept(source, batch_size)["tags"]), strict=True):
             tagged = [Word(word[0], *word.span(), tag) for word, tag in zip(words, tags, strict=True)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import math
 import operator
@@ -27,7 +28,9 @@ from jax.experimental import multihost_utils
 
 from bert_jax import checkpoint, config, data, experiment, losses, metrics, optimizer, pretrained, sharding, tokenizer
 from bert_jax.config import require
+from bert_jax.encoder import Bert
 from bert_jax.experiment import Experiment
+from bert_jax.features import Frozen
 from bert_jax.tasks.base import Batch, Context, Pair, Source
 from bert_jax.tokenizer import Tokenizer
 
@@ -73,9 +76,19 @@ class Stretch(NamedTuple):
     def tokens(self) -> int:
         """How many tokens its batches have in all, padding included."""
         steps = range(self.stop - self.start)
-        plain = self.phase.lengths == 1
-        lengths = self.phase.length * len(steps) if plain else sum(int(self.batches.order(n).length) for n in steps)
-        return lengths * self.phase.batch_size
+        if self.phase.lengths == 1:
+            return self.tokens_per_step * len(steps)
+        return self.phase.batch_size * sum(int(self.batches.order(n).length) for n in steps)
+
+    @property
+    def tokens_per_step(self) -> int:
+        """The most that a batch has."""
+        return self.phase.batch_size * self.phase.length
+
+
+def key(seed: Any, name: str) -> jax.Array:
+    """A key of its own for each use of randomness, folded from the one seed."""
+    return jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
 
 
 class Program:
@@ -144,14 +157,14 @@ class Program:
         )
 
     def _key(self, name: str, seed: Any) -> jax.Array:
-        """A key of its own for each use of randomness, folded from the one seed."""
-        return jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
+        return key(seed, name)
 
     def _corrupt(self, batch: Batch, split: str, seed: Any) -> Batch:
         return self.experiment.task.corrupt(self._key(f"masks of {split}", seed), batch, self.vocabulary)
 
     def _init(self, seed: Any) -> State:
-        spec = self.experiment.task.spec(1, self.experiment.phases[0].length)
+        assert self.experiment.encoder is not None
+        spec = self.experiment.task.spec(1, self.experiment.phases[0].length, self.experiment.encoder)
         batch = self._corrupt({name: jnp.zeros(one.shape, one.dtype) for name, one in spec.items()}, "init", seed)
         params = self.module.init(self._key("parameters", seed), batch, train=False)["params"]
         return State(jnp.zeros((), jnp.int32), params, self.optimizer.init(params))
@@ -344,10 +357,15 @@ def evaluated(
 
 def source_of(exp: Experiment, split: str, length: int, context: Context, sources: dict[Any, Source]) -> Source:
     """A split's examples, read once for all runs that share them."""
-    key = split, length, context.seed if exp.task.seeded else 0
-    if key not in sources:
-        sources[key] = exp.task.source(split, length, context)
-    return sources[key]
+    which = split, length, context.seed if exp.task.seeded or own_features(exp) else 0
+    if which not in sources:
+        sources[which] = exp.task.source(split, length, context)
+    return sources[which]
+
+
+def own_features(exp: Experiment) -> bool:
+    """Whether each seed has a frozen encoder of its own: a random one."""
+    return exp.task.frozen and (exp.random_init or not exp.init_from)
 
 
 def batches_of(
@@ -355,7 +373,8 @@ def batches_of(
 ) -> data.Batches:
     """A source's batches in a phase, grouped by length where it says so."""
     if phase.lengths > 1:
-        return data.Grouped(source, phase.batch_size, place, exp.task.spec, phase.lengths, **more)
+        spec = functools.partial(exp.task.spec, encoder=exp.encoder)
+        return data.Grouped(source, phase.batch_size, place, spec, phase.lengths, **more)
     more.pop("steps", None)
     return data.Batches(source, phase.batch_size, place, **more)
 
@@ -366,11 +385,30 @@ def initial_state(exp: Experiment, program: Program, checkpoints: checkpoint.Che
     if checkpoints and latest is not None:
         return checkpoints.restore(latest, program.abstract_state()), f"goes on at step {latest}"
     state = program.init(exp.seed)
+    if exp.task.frozen:
+        return state, f"starts from random weights, on {exp.init_from or 'random ones'} as they are"
     if exp.init_from == "" or exp.random_init:
         return state, "starts from random weights"
     source = pretrained.open(exp.init_from).params(exp.encoder, exp.init_positions, exp.seed)
     params = checkpoint.initialise(state.params, source, task=exp.task, name=exp.init_from)
     return state._replace(params=params), f"starts from the weights of {exp.init_from}"
+
+
+def frozen_encoder(exp: Experiment, workdir: str = "") -> Frozen | None:
+    """The encoder of a task that does not train it: the workdir's copy, else that of `init_from`, else a random one.
+
+    None where the task trains it.
+    """
+    if not exp.task.frozen:
+        return None
+    assert exp.encoder is not None
+    params = checkpoint.read_frozen(workdir) if workdir else None
+    if params is None and exp.init_from and not exp.random_init:
+        params = pretrained.open(exp.init_from).params(exp.encoder, exp.init_positions, exp.seed)["encoder"]
+    if params is None:
+        row = jnp.zeros((1, 1), jnp.int32)
+        params = jax.jit(Bert(exp.encoder).init)(key(exp.seed, "parameters"), row, row, row == 0)["params"]
+    return Frozen(exp.encoder, jax.tree.map(np.asarray, params))
 
 
 @contextlib.contextmanager
@@ -443,9 +481,10 @@ def run_together(
         require(not changed, f"runs of one program may differ in {' and '.join(TOGETHER)} alone: {'; '.join(changed)}")
     mesh = sharding.make_mesh(exps[0].mesh)
     sources: dict[Any, Source] = {}
-    lanes = []
+    lanes: list[_Lane] = []
     for exp, workdir in zip(exps, workdirs, strict=True):
-        context = Context(find_tokenizer(exp, workdir), data_dir, exp.seed, cache_dir)
+        frozen = lanes[0].context.frozen if lanes and not own_features(exp) else frozen_encoder(exp, workdir)
+        context = Context(find_tokenizer(exp, workdir), data_dir, exp.seed, cache_dir, frozen, quiet)
         lanes.append(_Lane(exp, workdir, context, mesh, sources, quiet=quiet))
     if jax.process_count() > 1:  # all have read the workdirs before one writes to them
         multihost_utils.sync_global_devices("start of run")
@@ -499,6 +538,8 @@ class _Lane:
             self.folder.mkdir(parents=True, exist_ok=True)
             experiment.record(self.exp, self.workdir)
             self.vocabulary.save(str(self.folder / "tokenizer"))
+        if self.context.frozen is not None:
+            checkpoint.write_frozen(self.workdir, self.context.frozen.params)
         self.checkpoints = checkpoint.Checkpoints(self.workdir, self.exp.every.keep)
         self.start = self.checkpoints.latest()
         finished = self.folder / "result.json"
@@ -637,7 +678,9 @@ class _Loop:
                 for batch in data.ahead(self.batches(phase).__getitem__, numbers):
                     state, figures = self.program.step(state, batch, self.program.knobs)
                     step += 1
-                    self.tokens += batch["tokens"].size
+                    self.tokens += (
+                        batch["tokens"].size if "tokens" in batch else stretch.tokens_per_step * len(self.lanes)
+                    )
                     self.pending.append((step, figures))
                     self.after(step, state)
                     signum = heard()

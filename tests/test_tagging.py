@@ -4,6 +4,7 @@ import dataclasses
 import json
 import lzma
 import pathlib
+import shutil
 
 import jax
 import numpy as np
@@ -12,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import bert_jax
-from bert_jax import config, predict, sharding, train
+from bert_jax import checkpoint, config, convert, experiment, features, metrics, predict, sharding, train
 from bert_jax.experiment import Experiment
+from bert_jax.features import Frozen
 from bert_jax.tasks.base import Context
 from bert_jax.tasks.tagging import CONLL2003, UPOS, Sentence, Sentences, Tag
 from bert_jax.tokenizer import WordPiece
@@ -62,6 +64,8 @@ def test_a_sentence_longer_than_the_limit_is_read_in_parts() -> None:
     """Parts of one size, each with the words around it; a word that is too long by itself is cut."""
     source = Sentences([sentences("a b c d e f")], ("O",), 6, VOCABULARY, document=False)
     assert rows(source) == [("[CLS] a b c d [SEP]", ["a", "b", "c"]), ("[CLS] c d e f [SEP]", ["d", "e", "f"])]
+    few = Sentences([sentences("a b c d")], ("O",), 6, VOCABULARY, document=False, words=3)
+    assert rows(few) == [("[CLS] a b c d [SEP]", ["a", "b"]), ("[CLS] a b c d [SEP]", ["c", "d"])]
     long = Sentences([sentences("axxxxx b")], ("O",), 5, VOCABULARY, document=False)
     assert [row[1] for row in rows(long)] == [["a"], ["b"]]
 
@@ -73,9 +77,11 @@ words = st.text(alphabet="abcx\u200b", min_size=1, max_size=9)
     st.lists(st.lists(st.lists(words, min_size=1, max_size=12), min_size=1, max_size=4), min_size=1, max_size=3),
     st.integers(3, 12),
     st.booleans(),
+    st.integers(1, 12),
 )
-def test_every_word_is_predicted_exactly_once(documents: list, length: int, document: bool) -> None:
-    """Each with its own tag, in order; a window is never longer than the limit, nor without what it is for."""
+def test_every_word_is_predicted_exactly_once(documents: list, length: int, document: bool, most: int) -> None:
+    """Each with its own tag, in order; a window is never longer than the limit, nor without what it is for, nor for
+    more words than it may be."""
     count = 0
     given_ = []
     for texts in documents:
@@ -84,8 +90,9 @@ def test_every_word_is_predicted_exactly_once(documents: list, length: int, docu
             tags = tuple(str((count + n) % 7) for n in range(len(text)))
             given_[-1].append(Sentence(tuple(text), tags))
             count += len(text)
-    source = Sentences(given_, tuple("0123456"), length, VOCABULARY, document=document)
+    source = Sentences(given_, tuple("0123456"), length, VOCABULARY, document=document, words=most)
     assert source.arrays["predicted"].sum() == count
+    assert source.arrays["predicted"].sum(axis=1).max() <= most
     assert source.tags(source.arrays["tags"]) == [list(s.tags) for texts in given_ for s in texts]
     assert source.arrays["tokens"].shape[1] == length
     assert source.arrays["predicted"].any(axis=1).all()
@@ -281,10 +288,9 @@ def test_seeds_in_one_program_and_in_groups_of_lengths_end_as_each_by_itself(
     assert together[0]["loss"] != together[1]["loss"]
 
 
-@pytest.mark.usefixtures("few_devices")
-def test_a_run_from_file_to_entities(tiny: Experiment, tmp_path: pathlib.Path) -> None:
-    """Trained to call "a b" an X; windows shorter than the sentences."""
-    VOCABULARY.save(tmp_path / "vocab.txt")
+def write_data(folder: pathlib.Path) -> None:
+    """A vocabulary and files of sentences in which "a b" is an X."""
+    VOCABULARY.save(folder / "vocab.txt")
     rng = np.random.default_rng(0)
     for name, count in (("train.txt", 100), ("dev.txt", 30), ("more.txt", 10)):
         lines = []
@@ -293,7 +299,13 @@ def test_a_run_from_file_to_entities(tiny: Experiment, tmp_path: pathlib.Path) -
             text = " ".join(rng.choice(["a b", "c", "d", "e", "f"], 10)).split()[:10]
             tags = ["I-X" if word in ("a", "b") else "O" for word in text]
             lines += [*(f"{word} {tag}" for word, tag in zip(text, tags, strict=True)), ""]
-        write(tmp_path, "\n".join(lines), name)
+        write(folder, "\n".join(lines), name)
+
+
+@pytest.mark.usefixtures("few_devices")
+def test_a_run_from_file_to_entities(tiny: Experiment, tmp_path: pathlib.Path) -> None:
+    """Trained to call "a b" an X; windows shorter than the sentences."""
+    write_data(tmp_path)
     exp = dataclasses.replace(
         tiny,
         encoder=config.Encoder(layers=2, hidden=32, heads=2, vocab_size=40, max_positions=32, init_stddev=0.1),
@@ -323,3 +335,168 @@ def test_a_run_from_file_to_entities(tiny: Experiment, tmp_path: pathlib.Path) -
         model.answer([("a", "b")])
     with pytest.raises(ValueError, match="a text has no words"):
         model.tag(["a", " "])
+
+
+# A frozen encoder.
+
+SMALL = config.Encoder(layers=4, hidden=16, heads=2, vocab_size=40, max_positions=32, init_stddev=0.3)
+
+
+@pytest.fixture(scope="module")
+def base(tiny: Experiment, few_devices: None, tmp_path_factory: pytest.TempPathFactory) -> Experiment:
+    """A run on features; beside its `init_from`, an encoder as it was initialised, lie its data and its cache."""
+    folder = tmp_path_factory.mktemp("frozen")
+    write_data(folder)
+    exp = dataclasses.replace(
+        tiny,
+        encoder=SMALL,
+        task=dataclasses.replace(TASK, features=config.Features(words=6), bilstm=config.BiLSTM(layers=1, width=16)),
+        phases=(config.Phase(length=9, batch_size=16, steps=80),),
+        optimizer=config.Optimizer(learning_rate=2e-2, warmup=0.1),
+        every=config.Every(log=1, evaluate=0, checkpoint=0),
+    )
+    source = folder / "source"
+    source.mkdir()
+    experiment.record(exp, str(source))
+    VOCABULARY.save(source / "tokenizer")
+    checkpoint.write_params(str(source), {"encoder": train.frozen_encoder(dataclasses.replace(exp, seed=5)).params})
+    return dataclasses.replace(exp, encoder=None, init_from=str(source))
+
+
+def start(exp: Experiment, workdir: pathlib.Path, stop_at: int = 0) -> dict:
+    folder = pathlib.Path(exp.init_from).parent
+    folders = {"data_dir": str(folder), "cache_dir": str(folder / "cache")}
+    return train.run(exp, str(workdir), **folders, stop_at=stop_at, quiet=True)
+
+
+@pytest.fixture(scope="module")
+def whole(base: Experiment, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """That run, never stopped, with its predictions."""
+    workdir = tmp_path_factory.mktemp("whole")
+    start(dataclasses.replace(base, predict=True), workdir)
+    return workdir
+
+
+def test_a_tagger_on_a_frozen_encoder_learns(whole: pathlib.Path) -> None:
+    assert json.loads((whole / "result.json").read_text())["f1"] > 0.8
+
+
+def test_the_examples_are_the_encoder_s_hidden_states_at_first_tokens(base: Experiment) -> None:
+    """The last four layers of the whole model, window by window; sentences of ten words are two rows of five."""
+    exp = train.resolve(base)
+    folder = pathlib.Path(base.init_from).parent
+    frozen = train.frozen_encoder(exp)
+    context = Context(VOCABULARY, str(folder), cache_dir=str(folder / "cache"), frozen=frozen)
+    words = exp.task.source("validation", 9, context)
+    windows = Sentences(exp.task.read(str(folder / "dev.txt")), TASK.labels, 9, VOCABULARY, document=True, words=6)
+    assert len(words) == len(windows) == 60
+    batch = words.batch(np.array([3, 59, 0]))
+    assert {name: array.shape for name, array in batch.items()} == {
+        "features": (3, 6, 4, 16),
+        "predicted": (3, 6),
+        "tags": (3, 6),
+    }
+    model = bert_jax.load(base.init_from)
+    for row, number in enumerate((3, 59, 0)):
+        given_ = {name: array[number : number + 1] for name, array in windows.arrays.items()}
+        layers = model._encode(
+            {"params": model.params["encoder"]}, *(given_[n] for n in ("tokens", "segments", "mask"))
+        )
+        at = given_["predicted"][0]
+        wanted = np.array(layers.layers)[1:, 0, at].swapaxes(0, 1)
+        np.testing.assert_allclose(batch["features"][row, : at.sum()], wanted, atol=2e-5)
+        assert batch["predicted"][row].tolist() == [True] * at.sum() + [False] * (6 - at.sum())
+        assert not batch["features"][row, at.sum() :].any()
+        assert batch["tags"][row, : at.sum()].tolist() == given_["tags"][0, at].tolist()
+
+
+def test_a_frozen_encoder_stays_and_is_not_in_the_optimizer(base: Experiment, whole: pathlib.Path) -> None:
+    """Bit for bit what it was; checkpoints hold what is trained; the workdir stands by itself."""
+    before = checkpoint.read_params(base.init_from)["encoder"]
+    after = checkpoint.read_params(str(whole))
+    assert set(after) == {"encoder", "bilstm", "tagger"}
+    assert jax.tree.structure(before) == jax.tree.structure(after["encoder"])
+    jax.tree.map(np.testing.assert_array_equal, before, after["encoder"])
+    assert set(checkpoint._read(str(whole), None)) == {"bilstm", "tagger"}
+    exp = train.resolve(base)
+    state = train.Program(exp, VOCABULARY, 60, sharding.make_mesh(exp.mesh)).abstract
+    for tree in (state.params, state.optimizer.mu, state.optimizer.nu):
+        assert set(tree) == {"bilstm", "tagger"}
+
+
+def test_a_frozen_run_that_is_stopped_goes_on_as_if_it_were_not(
+    base: Experiment, whole: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And no run computes features again: not another one, nor one that goes on."""
+
+    def never(*_: object) -> None:
+        raise AssertionError("the encoder ran again")
+
+    monkeypatch.setattr(features, "_fill", never)
+    exp = dataclasses.replace(base, predict=True)
+    assert start(exp, tmp_path, stop_at=23) == {"step": 23, "done": False}
+    start(exp, tmp_path)
+    jax.tree.map(
+        np.testing.assert_array_equal, *(checkpoint.read_params(str(workdir)) for workdir in (whole, tmp_path))
+    )
+    assert metrics.read(str(whole), "validation") == metrics.read(str(tmp_path), "validation")
+
+
+@pytest.mark.parametrize("layers", ["sum_last_four", "embeddings", "2"])
+def test_choices_of_layers_differ(base: Experiment, whole: pathlib.Path, tmp_path: pathlib.Path, layers: str) -> None:
+    exp = config.override(base, {"task.features.layers": layers, "task.bilstm": None, "phases.0.steps": 3})
+    start(exp, tmp_path)
+    params = checkpoint._read(str(tmp_path), None)
+    assert ("mix" in params) == (layers == "sum_last_four")
+    assert params["tagger"]["dense"]["kernel"].shape == (16, 3)
+    if layers == "sum_last_four":
+        assert np.abs(params["mix"]["weights"]).min() > 0, "every share learns"
+    assert bert_jax.load(str(tmp_path)).tag("a b")[0].words[0].text == "a"
+
+
+def test_a_frozen_model_is_used_as_any_other(base: Experiment, whole: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """Its own files are enough; it tags a file as the run did."""
+    shutil.copytree(whole, tmp_path / "moved")
+    model = bert_jax.load(str(tmp_path / "moved"))
+    written = (whole / "predictions" / "validation.txt").read_text().split("\n\n")[:-1]
+    given_ = [[line.split()[0] for line in text.splitlines()] for text in written]
+    tagged = model.tag(given_)
+    assert [[word.text for word in one.words] for one in tagged] == given_
+    # The run read a sentence with the text around it, which `tag` does not have.
+    pairs = zip(tagged, (text.splitlines() for text in written), strict=True)
+    same = [word.tag == line.split()[2] for one, text in pairs for word, line in zip(one.words, text, strict=True)]
+    assert np.mean(same) > 0.9
+    assert model.tag("c  A b, d")[0].entities == [("A b", "X", 3, 6)]
+    answer = json.loads(next(predict.answers(model, [(1, "c a b")])))
+    assert answer["entities"] == [{"text": "a b", "kind": "X", "start": 2, "stop": 5}]
+    assert model.encode(["a b"]).layers.shape[0] == 5
+    with pytest.raises(ValueError, match="holds what no published BERT has"):
+        convert.convert(str(whole), str(tmp_path / "hf"))
+    assert convert.convert(str(whole), str(tmp_path / "copy"), to="workdir") == "workdir"
+    assert bert_jax.load(str(tmp_path / "copy")).tag(given_) == tagged
+
+
+def test_a_frozen_workdir_is_a_start_for_others(base: Experiment, whole: pathlib.Path) -> None:
+    fine = config.override(base, {"task.features": None, "task.bilstm": None, "init_from": str(whole)})
+    state, said = train.initial_state(
+        train.resolve(fine), train.Program(train.resolve(fine), VOCABULARY, 1, sharding.make_mesh(fine.mesh)), None
+    )
+    assert said == f"starts from the weights of {whole}"
+    jax.tree.map(
+        np.testing.assert_array_equal, state.params["encoder"], checkpoint.read_params(base.init_from)["encoder"]
+    )
+
+
+def test_a_random_encoder_may_be_frozen_too(base: Experiment) -> None:
+    """The control of a study: `random_init` takes the shape alone; a seed has its own."""
+    exp = train.resolve(dataclasses.replace(base, random_init=True))
+    one, again, other = (train.frozen_encoder(dataclasses.replace(exp, seed=seed)) for seed in (0, 0, 1))
+    assert isinstance(one, Frozen)
+    assert one.fingerprint == again.fingerprint != other.fingerprint
+    assert train.frozen_encoder(train.resolve(base)).fingerprint != one.fingerprint
+    assert train.frozen_encoder(config.override(exp, {"task.features": None})) is None
+
+
+def test_too_few_layers_are_said(base: Experiment, tmp_path: pathlib.Path) -> None:
+    with pytest.raises(ValueError, match=r"the encoder has 4 layers: features\.layers=5 is not to be had of it"):
+        start(config.override(base, {"task.features.layers": "5"}), tmp_path)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bert_jax import config
+from bert_jax.features import Frozen
 from bert_jax.tokenizer import Tokenizer
 
 Batch = dict[str, Any]  # named arrays with a leading batch axis
@@ -58,6 +59,8 @@ class Context:
     data_dir: str = ""  # official files, laid out as published
     seed: int = 0
     cache_dir: str = ""  # where `cache.arrays` keeps what takes long to make; "": at its default place
+    frozen: Frozen | None = None  # the encoder, where the task does not train it
+    quiet: bool = True  # no progress on stderr
 
 
 class Task(abc.ABC):
@@ -74,6 +77,11 @@ class Task(abc.ABC):
     unused: ClassVar[tuple[str, ...]] = ("masked_lm", "next_sentence", *FINE_TUNED)  # may be there to no use
 
     seeded: ClassVar[bool] = False  # whether the examples depend on the seed
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the encoder stays as it is: the module has none, and the examples hold what the encoder says."""
+        return False
 
     @property
     def metric(self) -> str:
@@ -97,7 +105,7 @@ class Task(abc.ABC):
         """The examples of "train" or of one of `validation()` and `tests()`, at most `length` tokens each."""
 
     @abc.abstractmethod
-    def spec(self, batch_size: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
+    def spec(self, batch_size: int, length: int, encoder: config.Encoder) -> dict[str, jax.ShapeDtypeStruct]:
         """The shapes of a batch, known without any data."""
 
     @abc.abstractmethod

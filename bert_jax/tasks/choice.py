@@ -79,7 +79,7 @@ class Choose(Task):
             found.append(Choice(cells[self.context], endings, int(cells[self.label]) if labelled else 0))
         return found
 
-    def spec(self, batch_size: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
+    def spec(self, batch_size: int, length: int, encoder: config.Encoder) -> dict[str, jax.ShapeDtypeStruct]:
         return inputs(batch_size, len(self.endings), length, label=((batch_size,), jnp.int32))
 
     def module(self, encoder: config.Encoder) -> nn.Module:

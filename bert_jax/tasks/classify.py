@@ -111,7 +111,7 @@ class Classify(Task):
         require(math.isfinite(value), f"{row.place}: {self.label} must be a number, not {cell!r}")
         return value
 
-    def spec(self, batch_size: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
+    def spec(self, batch_size: int, length: int, encoder: config.Encoder) -> dict[str, jax.ShapeDtypeStruct]:
         return inputs(batch_size, length, label=((batch_size,), jnp.int32 if self.labels else jnp.float32))
 
     def module(self, encoder: config.Encoder) -> nn.Module:

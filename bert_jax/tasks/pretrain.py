@@ -53,7 +53,7 @@ class Pretrain(Task):
             self.open(), length=length, passes=passes, seed=context.seed, split=split, heldout=self.heldout
         )
 
-    def spec(self, batch_size: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
+    def spec(self, batch_size: int, length: int, encoder: config.Encoder) -> dict[str, jax.ShapeDtypeStruct]:
         return inputs(batch_size, length, next_sentence=((batch_size,), jnp.int32))
 
     def module(self, encoder: config.Encoder) -> nn.Module:

@@ -102,7 +102,7 @@ class Squad(Task):
         require(bool(found), f"{path}: no questions")
         return found
 
-    def spec(self, batch_size: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
+    def spec(self, batch_size: int, length: int, encoder: config.Encoder) -> dict[str, jax.ShapeDtypeStruct]:
         return inputs(batch_size, length, start=((batch_size,), jnp.int32), end=((batch_size,), jnp.int32))
 
     def module(self, encoder: config.Encoder) -> nn.Module:

@@ -2,6 +2,9 @@
 
 A word's tag is predicted at its first token. Every word of a file is predicted exactly once, in one window; the rest of
 a window is context: with `document`, the text around the sentence, which is the paper's "maximal document context".
+
+With `features` the encoder is not trained. It reads every window once, and what is learned, a BiLSTM or the classifier
+alone, reads its vectors: one for each word, a sequence for each sentence.
 """
 
 from __future__ import annotations
@@ -15,8 +18,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bert_jax import config, heads, losses, scores, tables
+from bert_jax import config, features, heads, losses, scores, tables
 from bert_jax.config import require
+from bert_jax.features import Frozen
 from bert_jax.tasks.base import Arrays, Batch, Context, Outputs, Pair, Source, Task, inputs
 from bert_jax.tokenizer import Tokenizer
 
@@ -44,8 +48,10 @@ class Tag(Task):
     scheme: Literal["iob2", "as is"] = "iob2"  # how tags mark chunks to the model: IOB1 and others are rewritten
     document: bool = True  # a sentence is read with the text around it
     metrics: tuple[str, ...] = ("f1",)  # or accuracy; the first is what counts
+    features: config.Features | None = None  # what a frozen encoder gives of each word; None: the encoder is trained
+    bilstm: config.BiLSTM | None = None  # between encoder and classifier; over tokens, or over a sentence's features
 
-    fresh: ClassVar[tuple[str, ...]] = ("tagger",)
+    fresh: ClassVar[tuple[str, ...]] = ("tagger", "bilstm", "mix")
     unused: ClassVar[tuple[str, ...]] = ("pooler", *Task.unused)
 
     def __post_init__(self) -> None:
@@ -59,6 +65,10 @@ class Tag(Task):
         require(len(set(splits)) == len(splits), f"two files have one name: {', '.join(splits)}")
 
     @property
+    def frozen(self) -> bool:
+        return self.features is not None
+
+    @property
     def metric(self) -> str:
         return (*self.metrics, "f1")[0]
 
@@ -68,7 +78,24 @@ class Tag(Task):
     def source(self, split: str, length: int, context: Context) -> Source:
         files = {"train": self.train, **dict(zip(self.validation(), self.dev, strict=True))}
         documents = self.read(tables.path_of(files[split], context.data_dir))
-        return Sentences(documents, self.labels, length, context.tokenizer, document=self.document)
+        sentences = self.sentences(documents, length, context.tokenizer)
+        if context.frozen is None:
+            return sentences
+        return self.words(sentences, context.frozen, cache_dir=context.cache_dir, quiet=context.quiet)
+
+    def sentences(self, documents: Sequence[Sequence[Sentence]], length: int, tokenizer: Tokenizer) -> Sentences:
+        """The windows of at most `length` tokens in which the encoder reads those documents."""
+        words = self.features.words if self.features else length
+        return Sentences(documents, self.labels, length, tokenizer, document=self.document, words=words)
+
+    def words(self, sentences: Sentences, frozen: Frozen, *, cache_dir: str | None = None, quiet: bool = True) -> Words:
+        """The same with the frozen encoder's vectors instead of tokens; `cache_dir` as in `features.vectors`."""
+        assert self.features is not None
+        layers = self.features.numbers(frozen.config.layers)
+        vectors = features.vectors(
+            frozen, sentences.arrays, layers, dtype=self.features.dtype, cache_dir=cache_dir, quiet=quiet
+        )
+        return Words(sentences, vectors, self.features.words)
 
     def read(self, path: str) -> list[list[Sentence]]:
         """The documents of a file, each a list of sentences; all of one document, where `document` asks for no marks.
@@ -101,12 +128,19 @@ class Tag(Task):
         )
         return documents
 
-    def spec(self, batch_size: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
-        row = (batch_size, length)
-        return inputs(*row, tags=(row, jnp.int32), predicted=(row, jnp.bool_))
+    def spec(self, batch_size: int, length: int, encoder: config.Encoder) -> dict[str, jax.ShapeDtypeStruct]:
+        row = (batch_size, self.features.words if self.features else length)
+        more = {"tags": (row, jnp.int32), "predicted": (row, jnp.bool_)}
+        if self.features is None:
+            return inputs(*row, **more)
+        vectors = (*row, len(self.features.numbers(encoder.layers)), encoder.hidden)
+        found = inputs(*row, **more, features=(vectors, jnp.dtype(self.features.dtype)))
+        return {name: one for name, one in found.items() if name not in ("tokens", "segments", "mask")}
 
     def module(self, encoder: config.Encoder) -> nn.Module:
-        return heads.Tagging(encoder, len(self.labels))
+        if self.features is None:
+            return heads.Tagging(encoder, len(self.labels), self.bilstm)
+        return heads.FeatureTagging(encoder, len(self.labels), self.features.summed, self.bilstm)
 
     def losses(self, outputs: Mapping[str, jax.Array], batch: Batch) -> tuple[dict[str, Pair], dict[str, Pair]]:
         weights = batch["predicted"] * batch["weight"][:, None]
@@ -116,7 +150,7 @@ class Tag(Task):
     def kept(self, outputs: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         return {"tags": jnp.argmax(outputs["logits"], axis=-1)}
 
-    def score(self, source: Sentences, outputs: Outputs) -> dict[str, float]:
+    def score(self, source: Sentences | Words, outputs: Outputs) -> dict[str, float]:
         """Precision, recall and F1 of chunks where the tags mark some, and the accuracy of tags (conlleval)."""
         predicted = source.tags(outputs["tags"])
         figures = scores.conlleval(predicted, [sentence.tags for sentence in source.sentences])
@@ -125,7 +159,7 @@ class Tag(Task):
         return {**figures, "constant": float(len({tag for tags in predicted for tag in tags}) == 1)}
 
     def predictions(
-        self, split: str, source: Sentences, outputs: Outputs, scores: Mapping[str, float]
+        self, split: str, source: Sentences | Words, outputs: Outputs, scores: Mapping[str, float]
     ) -> dict[str, str]:
         """What conlleval reads: word, expected tag and predicted tag, a blank line after each sentence."""
         lines = []
@@ -178,14 +212,16 @@ class Sentences(Arrays):
         tokenizer: Tokenizer,
         *,
         document: bool,
+        words: int | None = None,
     ) -> None:
+        """`words` is the most that one window is for; by default as many as there is room for."""
         self.sentences = [sentence for one in documents for sentence in one]
         self.labels = labels
         numbers = {label: number for number, label in enumerate(labels)}
         room = length - 2
         require(room > 0, f"length {length} leaves no room for a word")
         scopes = documents if document else [[sentence] for sentence in self.sentences]
-        windows = [window for scope in scopes for window in _windows(scope, room, tokenizer)]
+        windows = [window for scope in scopes for window in _windows(scope, room, words or room, tokenizer)]
         shape = (len(windows), length)
         tokens = np.full(shape, tokenizer.pad, np.int32)
         tags, mask, predicted = np.zeros(shape, np.int32), np.zeros(shape, bool), np.zeros(shape, bool)
@@ -201,18 +237,58 @@ class Sentences(Arrays):
         return self.arrays["predicted"].sum(axis=1)
 
     def tags(self, classes: np.ndarray) -> list[list[str]]:
-        """The tags of each sentence, from the classes of all places [N, up to T]: windows and words are in order."""
-        found = iter(classes[self.arrays["predicted"][:, : classes.shape[1]]].tolist())
+        """The tags of each sentence, from the classes of all places [N, up to T]."""
+        return self.spelled(classes[self.arrays["predicted"][:, : classes.shape[1]]])
+
+    def spelled(self, classes: np.ndarray) -> list[list[str]]:
+        """The tags of each sentence, from the classes [words]: windows and words are in order."""
+        found = iter(classes.tolist())
         return [[self.labels[next(found)] for _ in sentence.words] for sentence in self.sentences]
 
 
+class Words:
+    """The words that windows are for, a row a window, by S layers' vectors of a frozen encoder.
+
+    features [N, W, S, D], as the layers are kept; predicted [N, W], True where there is a word; tags [N, W].
+    """
+
+    def __init__(self, windows: Sentences, layers: Sequence[np.ndarray], width: int) -> None:
+        """`layers` hold each [words, D], in order; `width` is W."""
+        self.windows, self.layers = windows, layers
+        self.sentences = windows.sentences
+        counts = windows.arrays["predicted"].sum(axis=1)
+        self.ends = np.cumsum(counts)
+        predicted = np.arange(width)[None] < counts[:, None]
+        tags = np.zeros(predicted.shape, np.int32)
+        tags[predicted] = windows.arrays["tags"][windows.arrays["predicted"]]
+        self.arrays = {"tags": tags, "predicted": predicted}
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def batch(self, ids: np.ndarray) -> dict[str, np.ndarray]:
+        found = {name: array[ids] for name, array in self.arrays.items()}
+        first = self.layers[0]
+        vectors = np.zeros((*found["predicted"].shape, len(self.layers), first.shape[1]), first.dtype)
+        for row, (end, there) in enumerate(zip(self.ends[ids], found["predicted"], strict=True)):
+            count = int(there.sum())
+            for number, layer in enumerate(self.layers):
+                vectors[row, :count, number] = layer[end - count : end]
+        return {**found, "features": vectors}
+
+    def tags(self, classes: np.ndarray) -> list[list[str]]:
+        """As those of `Sentences`, from the classes [N, W]."""
+        return self.windows.spelled(classes[self.arrays["predicted"]])
+
+
 def _windows(
-    scope: Sequence[Sentence], room: int, tokenizer: Tokenizer
+    scope: Sequence[Sentence], room: int, most_words: int, tokenizer: Tokenizer
 ) -> Iterator[tuple[list[int], list[int], list[str]]]:
     """For each sentence of a text that may be read together: (tokens, places of its words' first tokens, their tags).
 
-    A sentence above `room` tokens is cut into as many parts of about the same size as it needs, each with a window of
-    its own. What room a part leaves is given to the text before and after it, alike where there is enough of both.
+    A sentence above `room` tokens, or `most_words` words, is cut into as many parts of about the same size as it needs,
+    each with a window of its own. What room a part leaves is given to the text before and after it, alike where there
+    is enough of both.
     """
     # A word of no tokens, as one of control characters alone, is unknown; one above the room is cut.
     cut = [[(tokenizer.encode(word) or [tokenizer.unk])[:room] for word in sentence.words] for sentence in scope]
@@ -221,10 +297,11 @@ def _windows(
     for sentence, words in zip(scope, cut, strict=True):
         total = sum(map(len, words))
         most = -(-total // -(-total // room))  # tokens of a part
+        some = -(-len(words) // -(-len(words) // most_words))  # words of a part
         low = 0
         while low < len(words):
             high, start, places = low, end, []
-            while high < len(words) and (high == low or end - start + len(words[high]) <= most):
+            while high < min(len(words), low + some) and (high == low or end - start + len(words[high]) <= most):
                 places.append(end)
                 end += len(words[high])
                 high += 1
