@@ -254,15 +254,12 @@ def test_padding_never_enters_a_bilstm() -> None:
 
 
 def test_a_bilstm_s_start() -> None:
-    """Orthogonal gates, LeCun's kernels, forget gates open; the two directions differ."""
+    """LeCun's kernels, forget gates open; the two directions differ."""
     module = BiLSTM(TINY, knobs.BiLSTM(layers=1, width=64))
     params = module.init(jax.random.key(0), jnp.zeros((1, 2, 400)), jnp.ones((1, 2), bool))["params"]["layer_0"]
-    for direction in range(2):
-        for gate in np.split(np.array(params["recurrent"][direction]), 4, axis=-1):
-            np.testing.assert_allclose(gate @ gate.T, np.eye(64), atol=1e-5)
-    assert len({float(gate[0, 0]) for side in params["recurrent"] for gate in np.split(np.array(side), 4, -1)}) == 8
-    assert np.std(params["kernel"]) == pytest.approx(400**-0.5, rel=0.02)
-    assert not np.allclose(params["kernel"][0], params["kernel"][1])
+    for name, inputs in (("kernel", 400), ("recurrent", 64)):
+        assert np.std(params[name]) == pytest.approx(inputs**-0.5, rel=0.02)
+        assert not np.allclose(params[name][0], params[name][1])
     for side in params["bias"]:
         np.testing.assert_array_equal(side.reshape(4, 64), np.repeat([[0], [1], [0], [0]], 64, axis=1))
 
