@@ -6,12 +6,14 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from bert_jax.config import require
+from bert_jax.config import nearest, require
 from bert_jax.model import Model
 from bert_jax.tasks.choice import Choose
 from bert_jax.tasks.classify import Classify
 from bert_jax.tasks.squad import Squad
 from bert_jax.tasks.tagging import Tag
+
+VECTORS = ("mean", "cls", "tokens")  # of a text, or of each of its tokens: see `embeddings`
 
 
 def parse(
@@ -61,6 +63,31 @@ def answers(model: Model, lines: Sequence[tuple[int, str]], top: int = 5, null_t
     rows = [parse(number, line, names, optional, lists) for number, line in lines]
     for row, answer in zip(rows, _ask(model, lines, rows, top, null_threshold), strict=True):
         yield json.dumps({**row, **answer}, ensure_ascii=False)
+
+
+def embeddings(model: Model, lines: Sequence[tuple[int, str]], kind: str, layer: int = -1) -> Iterator[str]:
+    """A JSON line for each numbered input line, a "text" and perhaps its "pair": what it holds, and its vectors.
+
+    "mean" gives an "embedding", the mean over its tokens ([CLS] and [SEP] among them), "cls" the vector of [CLS], and
+    "tokens" each token's: "pieces", and as many "vectors". Layer 0 is the embeddings' output, -1 the last layer.
+
+    Raises:
+      ValueError: that names the line that is none, or says which layers there are.
+    """
+    require(kind in VECTORS, f"no vectors {kind!r}: {nearest(kind, VECTORS)}")
+    most = model.config.layers
+    require(
+        -most - 1 <= layer <= most, f"there is no layer {layer}: 0 (the embeddings) to {most}, or from -1 backwards"
+    )
+    rows = [parse(number, line, ["text"], ["pair"]) for number, line in lines]
+    texts = [(row["text"], row["pair"]) if "pair" in row else row["text"] for row in rows]
+    hidden = model.encode(texts, len(texts))
+    for row, pieces, states, mask in zip(rows, hidden.pieces, hidden.layers[layer], hidden.mask, strict=True):
+        vectors = states[mask]
+        found: dict[str, Any] = {"embedding": (vectors[0] if kind == "cls" else vectors.mean(axis=0)).tolist()}
+        if kind == "tokens":
+            found = {"pieces": pieces, "vectors": vectors.tolist()}
+        yield json.dumps({**row, **found}, ensure_ascii=False)
 
 
 def _ask(

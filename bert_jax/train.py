@@ -373,6 +373,7 @@ def batches_of(
 ) -> data.Batches:
     """A source's batches in a phase, grouped by length where it says so."""
     if phase.lengths > 1:
+        assert exp.encoder is not None
         spec = functools.partial(exp.task.spec, encoder=exp.encoder)
         return data.Grouped(source, phase.batch_size, place, spec, phase.lengths, **more)
     more.pop("steps", None)
@@ -678,9 +679,8 @@ class _Loop:
                 for batch in data.ahead(self.batches(phase).__getitem__, numbers):
                     state, figures = self.program.step(state, batch, self.program.knobs)
                     step += 1
-                    self.tokens += (
-                        batch["tokens"].size if "tokens" in batch else stretch.tokens_per_step * len(self.lanes)
-                    )
+                    most = stretch.tokens_per_step * len(self.lanes)
+                    self.tokens += batch["tokens"].size if "tokens" in batch else most
                     self.pending.append((step, figures))
                     self.after(step, state)
                     signum = heard()

@@ -7,7 +7,10 @@ A line is a JSON object with the fields that the run's task reads, or the fields
   tagging                text: each word's tag, and the entities with their places
   multiple choice        context, endings: the one that fits best
 
+With --embeddings it gives vectors instead, of any model: a text's, or each of its tokens', of any --layer.
+
     echo "the capital of france is [MASK]." | python scripts/predict.py --model=RUN
+    echo "a short text" | python scripts/predict.py --model=RUN --embeddings=mean --layer=-2
     printf "Who wrote it?\\tIt was written by Ada." | python scripts/predict.py --model=SQUAD_RUN
 """
 
@@ -23,6 +26,10 @@ _MODEL = flags.DEFINE_string("model", None, "A run's workdir.", required=True)
 _INPUT = flags.DEFINE_string("input", "-", "A file, a text a line; - is standard input.")
 _TOP = flags.DEFINE_integer("top", 5, "How many candidates for a [MASK].")
 _NULL_THRESHOLD = flags.DEFINE_float("null_threshold", 0.0, "Odds of no answer above which there is none (SQuAD 2.0).")
+_EMBEDDINGS = flags.DEFINE_enum(
+    "embeddings", None, predict.VECTORS, "Vectors: the mean over the tokens, that of [CLS], or every token's."
+)
+_LAYER = flags.DEFINE_integer("layer", -1, "Whose: 0 is the embeddings' output, 1 the first layer, -1 the last.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Texts at a time.")
 
 
@@ -33,7 +40,11 @@ def main(argv: list[str]) -> None:
         with sys.stdin if _INPUT.value == "-" else open(_INPUT.value, encoding="utf-8") as lines:
             numbered = enumerate(lines, start=1)
             while part := list(itertools.islice(numbered, _BATCH_SIZE.value)):
-                for answer in predict.answers(model, part, _TOP.value, _NULL_THRESHOLD.value):
+                if _EMBEDDINGS.value:
+                    found = predict.embeddings(model, part, _EMBEDDINGS.value, _LAYER.value)
+                else:
+                    found = predict.answers(model, part, _TOP.value, _NULL_THRESHOLD.value)
+                for answer in found:
                     print(answer, flush=True)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")

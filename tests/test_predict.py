@@ -4,11 +4,13 @@ import dataclasses
 import json
 import pathlib
 
+import numpy as np
 import pytest
 
 import bert_jax
 from bert_jax import config, predict, train
 from bert_jax.experiment import Experiment
+from bert_jax.model import Model
 from bert_jax.tasks.classify import Classify
 
 
@@ -65,3 +67,28 @@ def test_a_regression_from_file_to_scores(tiny: Experiment, tmp_path: pathlib.Pa
     assert model.score([("a", "b")]) == pytest.approx([high["score"]], abs=1e-4)
     with pytest.raises(ValueError, match="gives a score, no class"):
         model.classify("a")
+    check_embeddings(model)
+
+
+def check_embeddings(model: Model) -> None:
+    """Of each text, by layer: the mean over its own tokens, [CLS] alone, or all of them, whatever else is asked."""
+    lines = [(1, "a b"), (2, '{"text": "c", "pair": "d", "id": 7}')]
+
+    def ask(kind: str, layer: int, lines: list = lines) -> list[dict]:
+        return [json.loads(line) for line in predict.embeddings(model, lines, kind, layer)]
+
+    alone = model.encode([("c", "d")])
+    for layer in (0, 1, -1):
+        first, second = ask("tokens", layer)
+        assert first["pieces"] == ["[CLS]", "a", "b", "[SEP]"]
+        assert (second["pieces"], second["id"]) == (["[CLS]", "c", "[SEP]", "d", "[SEP]"], 7)
+        wanted = alone.layers[layer, 0, :5]
+        np.testing.assert_allclose(second["vectors"], wanted, atol=1e-5)
+        np.testing.assert_allclose(ask("mean", layer)[1]["embedding"], wanted.mean(axis=0), atol=1e-5)
+        np.testing.assert_allclose(ask("cls", layer)[1]["embedding"], wanted[0], atol=1e-5)
+    with pytest.raises(ValueError, match=r"there is no layer 2: 0 \(the embeddings\) to 1, or from -1 backwards"):
+        ask("mean", 2)
+    with pytest.raises(ValueError, match="no vectors 'token': did you mean 'tokens'"):
+        ask("token", 0)
+    with pytest.raises(ValueError, match="line 3 is empty"):
+        ask("mean", 0, [(3, "")])
