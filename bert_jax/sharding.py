@@ -11,7 +11,6 @@ import re
 from typing import Any
 
 import jax
-import optax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from bert_jax import config
@@ -128,7 +127,7 @@ def parameter_specs(params: Any, table: dict[str, tuple[str, ...]] = PARAMETERS)
     return jax.tree_util.tree_map_with_path(spec, params)
 
 
-def state_shardings(mesh: jax.sharding.Mesh, optimizer: optax.GradientTransformation, state: Any) -> Any:
+def state_shardings(mesh: jax.sharding.Mesh, state: Any) -> Any:
     """The shardings of a train state (step, params, optimizer): Adam's moments lie as their parameters do.
 
     Raises:
@@ -146,10 +145,8 @@ def state_shardings(mesh: jax.sharding.Mesh, optimizer: optax.GradientTransforma
             )
     replicated = NamedSharding(mesh, PartitionSpec())
     shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
-    moments = optax.tree_utils.tree_map_params(
-        optimizer, lambda _, sharding: sharding, state.optimizer, shardings, transform_non_params=lambda _: replicated
-    )
-    return type(state)(step=replicated, params=shardings, optimizer=moments)
+    moments = state.optimizer._replace(step=replicated, mu=shardings, nu=shardings)
+    return state._replace(step=replicated, params=shardings, optimizer=moments)
 
 
 def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:

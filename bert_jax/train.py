@@ -117,7 +117,7 @@ class Program:
         self.optimizer = optimizer.make(exp.optimizer, total_steps)
         self.batch_sharding = sharding.batch_sharding(mesh)
         self.abstract = jax.eval_shape(self._init, 0)
-        self.shardings = sharding.state_shardings(mesh, self.optimizer, self.abstract)
+        self.shardings = sharding.state_shardings(mesh, self.abstract)
         replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
         states, self.batches_sharding = self.shardings, self.batch_sharding
         if others:
