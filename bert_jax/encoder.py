@@ -156,7 +156,7 @@ class Attention(nn.Module):
         query, key, value = (part.squeeze(3) for part in jnp.split(qkv, 3, axis=3))
         query = query if at is None else jnp.take_along_axis(query, at[:, :, None, None], axis=1)
         scores = jnp.einsum("bqhk,bthk->bhqt", query * size**-0.5, key, preferred_element_type=jnp.float32)
-        probabilities = jax.nn.softmax(scores + bias).astype(x.dtype)
+        probabilities = softmax(scores + bias, x.dtype)
         probabilities = Dropout(c.attention_dropout, c.dropout_rng, name="dropout")(probabilities, train=train)
         mixed = jnp.einsum("bhqt,bthk->bqhk", probabilities, value)
         return dense(c, c.hidden, "out")(mixed.reshape(*mixed.shape[:2], c.hidden))
@@ -176,6 +176,29 @@ class LayerNorm(nn.Module):
         x = x - x.mean(-1, keepdims=True)
         x = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.config.layer_norm_eps)
         return (x * scale + bias).astype(self.config.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def softmax(scores: Float[Array, "*rows T"], dtype: Any) -> Float[Array, "*rows T"]:
+    """Softmax over the last axis, computed in float32 and given as `dtype`, which alone is kept for the backward pass.
+
+    Its derivative needs nothing but the probabilities. Left to itself, JAX keeps them (or XLA the scores) in float32:
+    of all that a layer keeps, the most.
+    """
+    return jax.nn.softmax(scores).astype(dtype)
+
+
+def _softmax_forward(scores, dtype):
+    probabilities = softmax(scores, dtype)
+    return probabilities, probabilities
+
+
+def _softmax_backward(dtype, probabilities, gradient):
+    p, g = probabilities.astype(jnp.float32), gradient.astype(jnp.float32)
+    return (p * (g - (p * g).sum(-1, keepdims=True)),)
+
+
+softmax.defvjp(_softmax_forward, _softmax_backward)
 
 
 def gelu(config: config.Encoder, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:

@@ -6,10 +6,12 @@ otherwise be a silently replicated tensor.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 from typing import Any
 
+import flax.linen as nn
 import jax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
@@ -70,6 +72,9 @@ PARAMETERS = {
     "bilstm/layer_{n}/recurrent": ("rows", "rows", "rows"),  # every step of the loop reads it whole
     "bilstm/layer_{n}/bias": ("rows", "rows"),
 }
+
+# The logical axis of a module's output, its last one, where the modules in between keep what `model` splits.
+ACTIVATIONS = {"qkv": "heads", "inner": "mlp", "masked_lm": "vocab"}
 
 
 def make_mesh(shape: config.Mesh, devices: list[jax.Device] | None = None) -> jax.sharding.Mesh:
@@ -147,6 +152,41 @@ def state_shardings(mesh: jax.sharding.Mesh, state: Any) -> Any:
     shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
     moments = state.optimizer._replace(step=replicated, mu=shardings, nu=shardings)
     return state._replace(step=replicated, params=shardings, optimizer=moments)
+
+
+def gathered(mesh: jax.sharding.Mesh, params: Any) -> Any:
+    """The parameters as a step uses them: those outside the layers whole along `fsdp`, gathered once.
+
+    The layers' own are gathered by the compiler where each layer runs, so that no two are whole at a time.
+    """
+    if mesh.size == 1:
+        return params
+
+    def gather(keys: tuple[Any, ...], leaf: jax.Array, spec: PartitionSpec) -> jax.Array:
+        if "layers" in PARAMETERS[path_of(keys)]:
+            return leaf
+        whole = PartitionSpec(*[None if axis == "fsdp" else axis for axis in spec])
+        return jax.lax.with_sharding_constraint(leaf, NamedSharding(mesh, whole))
+
+    return jax.tree_util.tree_map_with_path(gather, params, parameter_specs(params))
+
+
+def activations(mesh: jax.sharding.Mesh) -> contextlib.AbstractContextManager[Any]:
+    """Modules applied within lay their outputs on the mesh: rows over `BATCH`, the last axis as `ACTIVATIONS` says.
+
+    Without it the compiler is free to follow a parameter that `fsdp` splits and to split activations the same way,
+    with collectives around every layer; so it gathers the parameter instead. The modules themselves know no mesh.
+    """
+
+    def lay(next_fun: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+        output = next_fun(*args, **kwargs)
+        if not isinstance(output, jax.Array) or output.ndim != 3:  # [rows, positions, features]
+            return output
+        last = AXES[ACTIVATIONS.get(context.module.name or type(context.module).__name__, "rows")]
+        spec = PartitionSpec(BATCH, *[None] * (output.ndim - 2), last)
+        return jax.lax.with_sharding_constraint(output, NamedSharding(mesh, spec))
+
+    return nn.intercept_methods(lay) if mesh.size > 1 else contextlib.nullcontext()
 
 
 def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:

@@ -171,7 +171,9 @@ class Program:
 
     def _loss(self, params: Any, batch: Batch, dropout: jax.Array) -> tuple[jax.Array, dict[str, Pair]]:
         """The objective, the sum of the losses' means, and all figures as (sum, weight) pairs."""
-        outputs: Any = self.module.apply({"params": params}, batch, train=True, rngs={"dropout": dropout})
+        params = sharding.gathered(self.mesh, params)
+        with sharding.activations(self.mesh):
+            outputs: Any = self.module.apply({"params": params}, batch, train=True, rngs={"dropout": dropout})
         parts, figures = self.experiment.task.losses(outputs, batch)
         objective = sum((losses.mean(pair) for pair in parts.values()), jnp.zeros(()))
         if "share" in batch:  # of a batch in groups of lengths
@@ -205,7 +207,9 @@ class Program:
 
     def _evaluate(self, params: Any, batch: Batch, seed: Any) -> tuple[dict[str, Pair], dict[str, jax.Array]]:
         batch = self._corrupt(batch, "validation", seed)
-        outputs: Any = self.module.apply({"params": params}, batch, train=False)
+        params = sharding.gathered(self.mesh, params)
+        with sharding.activations(self.mesh):
+            outputs: Any = self.module.apply({"params": params}, batch, train=False)
         parts, figures = self.experiment.task.losses(outputs, batch)
         return {**parts, **figures}, self.experiment.task.kept(outputs)
 
