@@ -54,7 +54,10 @@ class Encoder:
     dtype: Literal["float32", "bfloat16"] = "float32"  # of activations; parameters are always float32
     dropout_rng: Literal["hash", "threefry"] = "hash"  # where dropout's bits come from: see dropout.py
     scan: bool = True  # one compiled layer, looped over; False unrolls it: slower to compile, faster to run
-    remat: Literal["none", "layer"] = "none"  # "layer" keeps only each layer's input and recomputes the rest
+    # What the backward pass computes again, to keep less until then. "elementwise": all but matrix products and softmax,
+    # which is nearly free. "attention": the scores and their softmax too, whose memory grows with T * T. "layer": all
+    # but each layer's input, a third more FLOPs.
+    remat: Literal["none", "elementwise", "attention", "layer"] = "none"
 
     def __post_init__(self) -> None:
         if self.feed_forward == 0:

@@ -9,11 +9,22 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from bert_jax import config
 from bert_jax.config import require
 from bert_jax.dropout import Dropout
+
+# What a layer keeps for its backward pass besides its input, by `config.Encoder.remat`.
+KEPT = {
+    "elementwise": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # what the four kernels give
+        jax.checkpoint_policies.save_only_these_names("attention"),  # the probabilities, and what they mix
+    ),
+    "attention": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "layer": jax.checkpoint_policies.nothing_saveable,
+}
 
 
 class Encoded(NamedTuple):
@@ -64,8 +75,8 @@ class Bert(nn.Module):
             rngs = None if key is None else {"dropout": key}
             return layer.apply({"params": params}, x, bias, at, rngs=rngs)
 
-        if self.config.remat == "layer":  # a scan's body cannot be merged with its backward pass
-            one = jax.checkpoint(one, prevent_cse=not self.config.scan)
+        if self.config.remat != "none":  # a scan's body cannot be merged with its backward pass
+            one = jax.checkpoint(one, prevent_cse=not self.config.scan, policy=KEPT[self.config.remat])
 
         def loop(x, params, keys, count):
             def body(x, inputs):
@@ -158,7 +169,7 @@ class Attention(nn.Module):
         scores = jnp.einsum("bqhk,bthk->bhqt", query * size**-0.5, key, preferred_element_type=jnp.float32)
         probabilities = softmax(scores + bias, x.dtype)
         probabilities = Dropout(c.attention_dropout, c.dropout_rng, name="dropout")(probabilities, train=train)
-        mixed = jnp.einsum("bhqt,bthk->bqhk", probabilities, value)
+        mixed = checkpoint_name(jnp.einsum("bhqt,bthk->bqhk", probabilities, value), "attention")
         return dense(c, c.hidden, "out")(mixed.reshape(*mixed.shape[:2], c.hidden))
 
 
@@ -189,7 +200,7 @@ def softmax(scores: Float[Array, "*rows T"], dtype: Any) -> Float[Array, "*rows 
 
 
 def _softmax_forward(scores, dtype):
-    probabilities = softmax(scores, dtype)
+    probabilities = checkpoint_name(softmax(scores, dtype), "attention")
     return probabilities, probabilities
 
 

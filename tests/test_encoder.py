@@ -120,18 +120,30 @@ def test_scanned_is_unrolled(remat: str) -> None:
     assert "unroll=1" not in program(False, remat)
 
 
+@pytest.mark.parametrize("remat", ["elementwise", "attention", "layer"])
 @pytest.mark.parametrize("scan", [True, False])
-def test_remat_changes_memory_and_nothing_else(scan: bool) -> None:
-    assert_same(loss_and_gradient(scan, "none"), loss_and_gradient(scan, "layer"))
-    # It is really on: the program says so, and keeps less from the forward pass for the backward one.
-    assert "remat2[" in program(scan, "layer")
+def test_remat_changes_memory_and_nothing_else(scan: bool, remat: str) -> None:
+    assert_same(loss_and_gradient(scan, "none"), loss_and_gradient(scan, remat))
+    # It is really on: the program says so.
+    assert "remat2[" in program(scan, remat)
     assert "remat2[" not in program(scan, "none")
+
+
+@pytest.mark.parametrize("scan", [True, False])
+def test_what_each_remat_keeps(scan: bool) -> None:
+    """From the forward pass for the backward one, counted in a layer's own numbers, weights apart."""
 
     def kept(remat: str) -> int:
         vjp = jax.eval_shape(lambda p: jax.vjp(lambda p: loss(p, scan, remat), p)[1], weights())
         return sum(leaf.size for leaf in jax.tree.leaves(vjp)) - sum(leaf.size for leaf in jax.tree.leaves(weights()))
 
-    assert kept("layer") < 0.3 * kept("none")
+    rows, length, layers = 2, 12, TINY.layers
+    elements = rows * length * TINY.hidden
+    probabilities = rows * TINY.heads * length * length
+    # The products with the kernels (qkv 3, out, inner 4, outer), and what the probabilities mix.
+    assert kept("attention") - kept("layer") == pytest.approx(layers * 9 * elements, rel=0.02)
+    assert kept("elementwise") - kept("attention") == pytest.approx(layers * (elements + probabilities), rel=0.02)
+    assert kept("elementwise") < 0.5 * kept("none")
 
 
 def test_dropout_follows_its_key() -> None:
