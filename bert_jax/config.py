@@ -54,9 +54,9 @@ class Encoder:
     dtype: Literal["float32", "bfloat16"] = "float32"  # of activations; parameters are always float32
     dropout_rng: Literal["hash", "threefry"] = "hash"  # where dropout's bits come from: see dropout.py
     scan: bool = True  # one compiled layer, looped over; False unrolls it: slower to compile, faster to run
-    # What the backward pass computes again, to keep less until then. "elementwise": all but matrix products and softmax,
-    # which is nearly free. "attention": the scores and their softmax too, whose memory grows with T * T. "layer": all
-    # but each layer's input, a third more FLOPs.
+    # What the backward pass computes again, to keep less until then. "elementwise": all but matrix products, softmax;
+    # next to free. "attention": scores and softmax too, whose memory grows with T * T. "layer": everything but
+    # each layer's input, for a third more FLOPs.
     remat: Literal["none", "elementwise", "attention", "layer"] = "none"
 
     def __post_init__(self) -> None:
@@ -123,9 +123,12 @@ class Optimizer:
     bias_correction: bool = False
     clip_norm: float = 1.0  # of the gradient's global norm; 0 means no clipping
     clip_shards: int = 1  # clip each of so many equal parts of the batch by itself, as the reference did per core
+    accumulate: int = 1  # make the gradient from so many equal parts of the batch, one after the other: less memory
 
     def __post_init__(self) -> None:
-        _positive(learning_rate=self.learning_rate, eps=self.eps, clip_shards=self.clip_shards)
+        _positive(learning_rate=self.learning_rate, eps=self.eps)
+        _positive(clip_shards=self.clip_shards, accumulate=self.accumulate)
+        require(self.clip_shards == 1 or self.accumulate == 1, "clip_shards and accumulate cannot both exceed 1")
         require(self.warmup >= 0, f"warmup must be 0 or more, not {self.warmup}")
         require(0 <= self.b1 < 1 and 0 <= self.b2 < 1, f"b1 and b2 must lie in [0, 1), not {self.b1} and {self.b2}")
         require(self.weight_decay >= 0, f"weight_decay must be 0 or more, not {self.weight_decay}")
@@ -211,15 +214,18 @@ class Features:
 class Mesh:
     """How many devices share what: `data` splits the batch, `fsdp` batch and parameters, `model` the layers' width.
 
-    One of them may be -1: all devices that the other two leave.
+    One of them may be -1: all devices that the other two leave. Of several `slices`, which only a data center's network
+    connects, each holds the whole of `fsdp` and `model` and its share of `data`: gradients alone go between them.
     """
 
     data: int = -1
     fsdp: int = 1
     model: int = 1
+    slices: int = 1
 
     def __post_init__(self) -> None:
-        for name, value in dataclasses.asdict(self).items():
+        _positive(slices=self.slices)
+        for name, value in (("data", self.data), ("fsdp", self.fsdp), ("model", self.model)):
             require(value == -1 or value > 0, f"mesh.{name} must be above 0, or -1 for the rest, not {value}")
         require([self.data, self.fsdp, self.model].count(-1) <= 1, "only one axis of the mesh may be -1")
 

@@ -7,12 +7,14 @@ otherwise be a silently replicated tensor.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import re
 from typing import Any
 
 import flax.linen as nn
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from bert_jax import config
@@ -78,10 +80,10 @@ ACTIVATIONS = {"qkv": "heads", "inner": "mlp", "masked_lm": "vocab"}
 
 
 def make_mesh(shape: config.Mesh, devices: list[jax.Device] | None = None) -> jax.sharding.Mesh:
-    """The mesh over all devices, -1 resolved.
+    """The mesh over all devices, -1 resolved; between slices lies the outer part of `data`.
 
     Raises:
-      ValueError: where the axes do not multiply to the number of devices.
+      ValueError: where the axes do not multiply to the number of devices, or these belong to another number of slices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = {"data": shape.data, "fsdp": shape.fsdp, "model": shape.model}
@@ -94,8 +96,19 @@ def make_mesh(shape: config.Mesh, devices: list[jax.Device] | None = None) -> ja
         f"a mesh of {' x '.join(f'{k}={v}' for k, v in sizes.items())} does not fit {len(devices)} devices: "
         "change --config.mesh.data, .fsdp or .model (-1 takes what is left)",
     )
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    require(
+        slices == shape.slices,
+        f"mesh.slices={shape.slices}, but the devices belong to {slices}: set --config.mesh.slices={slices}",
+    )
     # Explicit axes, the default of make_mesh, would have modules name shardings; here the compiler propagates them.
-    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes), devices=devices)
+    types = (AxisType.Auto,) * len(sizes)
+    if slices == 1:
+        return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=types, devices=devices)
+    require(sizes["data"] % slices == 0, f"mesh.data={sizes['data']} cannot be split over {slices} slices")
+    inner = (sizes["data"] // slices, sizes["fsdp"], sizes["model"])
+    placed = mesh_utils.create_hybrid_device_mesh(inner, (slices, 1, 1), devices)
+    return jax.sharding.Mesh(placed, tuple(sizes), axis_types=types)
 
 
 def path_of(keys: tuple[Any, ...]) -> str:
@@ -146,7 +159,8 @@ def state_shardings(mesh: jax.sharding.Mesh, state: Any) -> Any:
             parts = mesh.shape[axis] if axis else 1
             require(
                 size % parts == 0,
-                f"{path_of(keys)} {leaf.shape}: {size} cannot be split over mesh.{axis}={parts}: choose a divisor",
+                f"{path_of(keys)} {leaf.shape}: {size} cannot be split over mesh.{axis}={parts}: choose a divisor"
+                + (f", or --config.encoder.vocab_multiple={parts}" if "vocab" in PARAMETERS[path_of(keys)] else ""),
             )
     replicated = NamedSharding(mesh, PartitionSpec())
     shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
@@ -157,7 +171,8 @@ def state_shardings(mesh: jax.sharding.Mesh, state: Any) -> Any:
 def gathered(mesh: jax.sharding.Mesh, params: Any) -> Any:
     """The parameters as a step uses them: those outside the layers whole along `fsdp`, gathered once.
 
-    The layers' own are gathered by the compiler where each layer runs, so that no two are whole at a time.
+    The layers' own are gathered by the compiler where each layer runs, so that no two are whole at a time. Gradients
+    come back split as the parameters are.
     """
     if mesh.size == 1:
         return params
@@ -166,9 +181,25 @@ def gathered(mesh: jax.sharding.Mesh, params: Any) -> Any:
         if "layers" in PARAMETERS[path_of(keys)]:
             return leaf
         whole = PartitionSpec(*[None if axis == "fsdp" else axis for axis in spec])
-        return jax.lax.with_sharding_constraint(leaf, NamedSharding(mesh, whole))
+        return _gather(leaf, NamedSharding(mesh, spec), NamedSharding(mesh, whole))
 
     return jax.tree_util.tree_map_with_path(gather, params, parameter_specs(params))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _gather(leaf: jax.Array, split: NamedSharding, whole: NamedSharding) -> jax.Array:
+    return jax.lax.with_sharding_constraint(leaf, whole)
+
+
+def _gather_forward(leaf, split, whole):
+    return _gather(leaf, split, whole), None
+
+
+def _gather_backward(split, whole, _, gradient):
+    return (jax.lax.with_sharding_constraint(gradient, split),)
+
+
+_gather.defvjp(_gather_forward, _gather_backward)
 
 
 def activations(mesh: jax.sharding.Mesh) -> contextlib.AbstractContextManager[Any]:

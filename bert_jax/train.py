@@ -169,13 +169,19 @@ class Program:
         params = self.module.init(self._key("parameters", seed), batch, train=False)["params"]
         return State(jnp.zeros((), jnp.int32), params, self.optimizer.init(params))
 
-    def _loss(self, params: Any, batch: Batch, dropout: jax.Array) -> tuple[jax.Array, dict[str, Pair]]:
-        """The objective, the sum of the losses' means, and all figures as (sum, weight) pairs."""
+    def _loss(
+        self, params: Any, batch: Batch, dropout: jax.Array, weights: Mapping[str, jax.Array] | None = None
+    ) -> tuple[jax.Array, dict[str, Pair]]:
+        """The objective, the sum of the losses' means, and all figures as (sum, weight) pairs.
+
+        With `weights`, those of a batch that this is a part of, its share of that batch's objective.
+        """
         params = sharding.gathered(self.mesh, params)
         with sharding.activations(self.mesh):
             outputs: Any = self.module.apply({"params": params}, batch, train=True, rngs={"dropout": dropout})
         parts, figures = self.experiment.task.losses(outputs, batch)
-        objective = sum((losses.mean(pair) for pair in parts.values()), jnp.zeros(()))
+        pairs = [(total, weights[name] if weights else weight) for name, (total, weight) in parts.items()]
+        objective = sum(map(losses.mean, pairs), jnp.zeros(()))
         if "share" in batch:  # of a batch in groups of lengths
             objective = objective * batch["share"].mean()
         return objective, {**parts, **figures}
@@ -183,6 +189,8 @@ class Program:
     def _gradients(self, params: Any, batch: Batch, dropout: jax.Array) -> tuple[Any, dict[str, Pair]]:
         """The gradients of the objective, and the figures."""
         shards = self.experiment.optimizer.clip_shards
+        if self.experiment.optimizer.accumulate > 1:
+            return self._accumulated(params, batch, dropout)
         if shards == 1:
             return jax.grad(self._loss, has_aux=True)(params, batch, dropout)
 
@@ -194,6 +202,29 @@ class Program:
         parts = jax.tree.map(lambda x: x.reshape(shards, x.shape[0] // shards, *x.shape[1:]), batch)
         gradients, figures = jax.vmap(one)(parts, jnp.arange(shards))
         return jax.tree.map(lambda x: x.mean(axis=0), gradients), jax.tree.map(lambda x: x.sum(axis=0), figures)
+
+    def _accumulated(self, params: Any, batch: Batch, dropout: jax.Array) -> tuple[Any, dict[str, Pair]]:
+        """`_gradients` in parts: the same sums over the same weights, whatever each part holds of them."""
+        count = self.experiment.optimizer.accumulate
+        rows = batch["id"].shape[0]
+        require(rows % count == 0, f"a batch of {rows} rows cannot be accumulated in {count} equal parts")
+        # What a loss weighs does not depend on the outputs' values: no forward pass is needed to know it.
+        outputs = jax.eval_shape(lambda: self.module.apply({"params": params}, batch, train=False))
+        whole, _ = self.experiment.task.losses(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), outputs), batch)
+        weights = {name: weight for name, (_, weight) in whole.items()}
+
+        def part(index: jax.Array, rows: Batch) -> tuple[Any, dict[str, Pair]]:
+            key = jax.random.fold_in(dropout, index)
+            return jax.grad(self._loss, has_aux=True)(params, rows, key, weights)
+
+        def add(total: Any, one: tuple[jax.Array, Batch]) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, total, part(*one)), None
+
+        # Every count-th row: each device's rows then take part in every one, and none moves to another device.
+        parts = jax.tree.map(lambda x: x.reshape(x.shape[0] // count, count, *x.shape[1:]).swapaxes(0, 1), batch)
+        one = jax.tree.map(lambda x: x[0], parts)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(part, jnp.uint32(0), one))
+        return jax.lax.scan(add, zeros, (jnp.arange(count), parts))[0]
 
     def _step(self, state: State, batch: Batch, knobs: Knobs) -> tuple[State, dict[str, Any]]:
         batch = self._corrupt(batch, "train", knobs.seed)

@@ -1,13 +1,18 @@
 """The parameter table is strict, covers Adam's moments, and is ready for model parallelism."""
 
 import dataclasses
+import functools
+import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from bert_jax import config, sharding, train
+from bert_jax import collectives, config, preflight, sharding, train
+from bert_jax.collectives import Collective
+from bert_jax.config import override
 from bert_jax.experiment import Experiment
 
 PARAMS = {"next_sentence": {"dense": {"kernel": jnp.zeros((4, 2)), "bias": jnp.zeros(2)}}}
@@ -64,3 +69,108 @@ def test_the_rest_of_the_devices_and_too_many() -> None:
         sharding.make_mesh(config.Mesh(data=3))
     with pytest.raises(ValueError, match="only one axis of the mesh may be -1"):
         dataclasses.replace(config.Mesh(), fsdp=-1)
+
+
+def test_slices_must_be_those_of_the_devices() -> None:
+    with pytest.raises(ValueError, match=r"mesh\.slices=2, but the devices belong to 1: set --config\.mesh\.slices=1"):
+        sharding.make_mesh(config.Mesh(slices=2))
+
+
+# What a step sends, asserted from the text that the compiler gives.
+
+SIZE = {"encoder.layers": 3, "encoder.scan": False, "encoder.vocab_size": 320}
+PHASE = config.Phase(length=16, batch_size=16, steps=1)
+
+
+@functools.cache
+def sent(exp: Experiment) -> list[Collective]:
+    count = exp.mesh.data * exp.mesh.fsdp * exp.mesh.model
+    compiled = preflight.compile_step(exp, PHASE, jax.devices()[:count])
+    return collectives.parse(compiled.as_text())
+
+
+def on(tiny: Experiment, data: int, fsdp: int, model: int) -> Experiment:
+    return override(tiny, {**SIZE, "mesh": config.Mesh(data, fsdp, model)})
+
+
+def rank(shape: str) -> int:
+    return 0 if "[]" in shape else shape.count(",") + 1
+
+
+def state(exp: Experiment) -> train.State:
+    count = exp.mesh.data * exp.mesh.fsdp * exp.mesh.model
+    mesh = sharding.make_mesh(exp.mesh, jax.devices()[:count])
+    return train.Program(exp, preflight.Vocabulary(320), 1, mesh).abstract_state()
+
+
+def test_data_parallelism_sums_each_gradient_once(tiny: Experiment) -> None:
+    """And the tied word table's once for each of its two uses."""
+    exp = on(tiny, 8, 1, 1)
+    assert {one.kind for one in sent(exp)} == {"all-reduce"}
+    shapes = [shape for one in sent(exp) for shape in one.shapes if rank(shape)]
+    params = state(exp).params
+    table = params["encoder"]["embeddings"]["word"]
+    assert sum(map(collectives.size, shapes)) == 4 * (sum(p.size for p in jax.tree.leaves(params)) + table.size)
+    assert sum(1 for one in sent(exp) for shape in one.shapes if not rank(shape)) < 8
+
+
+def test_fsdp_moves_parameters_and_no_activations(tiny: Experiment) -> None:
+    exp = on(tiny, 1, 8, 1)
+    assert "all-gather" in {one.kind for one in sent(exp)}
+    assert max(rank(shape) for one in sent(exp) for shape in one.shapes) == 2
+    kernels = sorted(shape for one in sent(exp) for shape in one.shapes if one.kind == "all-gather")
+    for kernel in ("f32[16,48]", "f32[16,16]", "f32[16,64]", "f32[64,16]"):
+        assert kernels.count(kernel) >= exp.encoder.layers, "each layer's is gathered"
+    assert kernels.count("f32[320,16]") == 1, "the word table once for both of its uses"
+
+
+def test_fsdp_divides_the_memory_of_the_state(tiny: Experiment) -> None:
+    def local(leaf: jax.ShapeDtypeStruct) -> int:
+        return math.prod(leaf.sharding.shard_shape(leaf.shape))
+
+    def matrices(exp: Experiment) -> int:
+        return sum(local(leaf) for leaf in jax.tree.leaves(state(exp)) if min(leaf.shape, default=0) > 3)
+
+    whole = matrices(on(tiny, 1, 1, 1))
+    assert [whole / matrices(on(tiny, 1, parts, 1)) for parts in (2, 4, 8)] == [2, 4, 8]
+
+
+def test_tensor_parallelism_sums_twice_per_layer_and_pass(tiny: Experiment) -> None:
+    exp = on(tiny, 1, 1, 2)
+    assert {one.kind for one in sent(exp)} == {"all-reduce"}
+    activations = [one for one in sent(exp) if any(rank(shape) == 3 and "320" not in shape for shape in one.shapes)]
+    layers = [one.source for one in activations if "Layer" in one.source]
+    forward = [source for source in layers if "transpose" not in source]
+    assert len(forward) == 2 * exp.encoder.layers
+    assert len(layers) == 4 * exp.encoder.layers
+    # Besides: the look-up of words that another device holds; the gradient of the masked LM's input.
+    others = [one.source for one in activations if "Layer" not in one.source]
+    assert sorted("embeddings" in source for source in others if "dot_general" in source or "_take" in source) == [
+        False,
+        True,
+    ]
+
+
+def test_all_three_together_move_nothing_else(tiny: Experiment) -> None:
+    assert {one.kind for one in sent(on(tiny, 2, 2, 2))} == {"all-reduce", "all-gather"}
+
+
+def test_every_mesh_computes_the_same(tiny: Experiment) -> None:
+    exp = override(on(tiny, 1, 1, 1), {"encoder.dropout": 0.1, "encoder.attention_dropout": 0.1})
+    rng = np.random.default_rng(0)
+    batch = {name: np.zeros(one.shape, one.dtype) for name, one in exp.task.spec(16, 16).items()}
+    batch |= {"id": np.arange(16, dtype=np.int32), "tokens": rng.integers(110, 320, (16, 16)).astype(np.int32)}
+    batch |= {"mask": np.ones((16, 16), bool), "weight": np.ones(16, np.float32)}
+
+    def figures(mesh: config.Mesh) -> dict:
+        devices = jax.devices()[: mesh.data * mesh.fsdp * mesh.model]
+        placed = sharding.make_mesh(mesh, devices)
+        with jax.set_mesh(placed):
+            program = train.Program(override(exp, {"mesh": mesh}), preflight.Vocabulary(320), 10, placed)
+            after, figures = program.step(program.init(), jax.device_put(batch, program.batch_sharding))
+            weight = np.asarray(after.optimizer.mu["encoder"]["layers"]["inner"]["kernel"])
+        return {**{name: np.asarray(pair[0] / pair[1]) for name, pair in figures.items()}, "weight": weight}
+
+    alone = figures(config.Mesh(1))
+    for mesh in (config.Mesh(8), config.Mesh(1, 8), config.Mesh(2, 2, 2)):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-6), figures(mesh), alone)

@@ -1,0 +1,40 @@
+"""What accelerators can do and cost: the one table behind MFU and preflight. Edit it: prices change.
+
+Speeds and memory are those of the makers' specification pages (docs.cloud.google.com/tpu/docs/v4, v5e, v5p, v6e; the
+data sheets of NVIDIA's H100 SXM and H200 SXM), read in November 2026: dense bfloat16, and the interconnect one way,
+which is half of what they call bidirectional. Prices are on-demand list prices in the US as of 2025, second hand (their
+page shows none without a region, and those of v6e and the GPUs are remembered): check them before you trust a cost.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """Facts on one chip. On CPUs and unknown chips there are none."""
+
+    name: str
+    kind: str  # how JAX begins to name it: `device.device_kind`
+    flops: float  # bfloat16, per second
+    memory: float  # bytes
+    bandwidth: float  # of the memory, bytes per second
+    interconnect: float  # to its neighbours all together, one way, bytes per second
+    price: float  # US dollars per chip and hour, on demand
+
+
+CHIPS = (
+    Chip("v4", "TPU v4", 275e12, 32 * 2.0**30, 1228e9, 300e9, 3.22),
+    Chip("v5e", "TPU v5 lite", 197e12, 16 * 2.0**30, 819e9, 200e9, 1.20),
+    Chip("v5p", "TPU v5", 459e12, 95e9, 2765e9, 600e9, 4.20),
+    Chip("v6e", "TPU v6 lite", 918e12, 32 * 2.0**30, 1638e9, 400e9, 2.70),
+    Chip("h100", "NVIDIA H100", 989e12, 80e9, 3350e9, 450e9, 11.06),
+    Chip("h200", "NVIDIA H200", 989e12, 141e9, 4800e9, 450e9, 10.60),
+)
+
+
+def find(device_kind: str) -> Chip | None:
+    """The chip that JAX calls so; None where the table has no such row. The longest name that fits counts."""
+    fitting = [chip for chip in CHIPS if device_kind.startswith(chip.kind)]
+    return max(fitting, key=lambda chip: len(chip.kind), default=None)
