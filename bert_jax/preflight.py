@@ -23,18 +23,12 @@ from bert_jax.config import require
 from bert_jax.experiment import Experiment
 
 
-@dataclasses.dataclass(frozen=True)
 class Vocabulary:
-    """What a train step asks of a tokenizer, without one: where the special pieces stand changes no shape."""
+    """A `tasks.base.Vocabulary` without a tokenizer: where the special pieces stand changes nothing in a program."""
 
-    vocab_size: int
-    mask: int = 103
-    cls: int = 101
-    sep: int = 102
-
-    @property
-    def continuation(self) -> np.ndarray:
-        return np.zeros(self.vocab_size, bool)
+    def __init__(self, size: int) -> None:
+        self.vocab_size, self.mask, self.cls, self.sep = size, 0, 1, 2
+        self.continuation = np.zeros(size, bool)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,13 +139,13 @@ def compile_step(exp: Experiment, phase: config.Phase, devices: list[jax.Device]
         "multiple, or change --config.mesh",
     )
     with jax.set_mesh(mesh):
-        vocabulary: Any = Vocabulary(exp.encoder.vocab_size)
+        vocabulary = Vocabulary(exp.encoder.vocab_size)
         program = train.Program(exp, vocabulary, max(1, sum(phase.steps for phase in exp.phases)), mesh)
         batch = {
             name: jax.ShapeDtypeStruct(one.shape, one.dtype, sharding=program.batch_sharding)
-            for name, one in exp.task.spec(phase.batch_size, phase.length).items()
+            for name, one in exp.task.spec(phase.batch_size, phase.length, exp.encoder).items()
         }
-        return program.step.lower(program.abstract_state(), batch).compile()
+        return program.step.lower(program.abstract_state(), batch, program.knobs).compile()
 
 
 def cost_of(exp: Experiment, phase: config.Phase, devices: list[jax.Device], compiled: Any) -> Cost:
@@ -186,7 +180,7 @@ def check_phase(exp: Experiment, phase: config.Phase, devices: list[jax.Device],
     assert exp.encoder is not None
     shapes, moments = _state_bytes(exp, devices)
     predictions = getattr(exp.task, "masking", config.Masking()).predictions(phase.length)
-    tokens = exp.task.spec(phase.batch_size, phase.length)["tokens"].shape
+    tokens = exp.task.spec(phase.batch_size, phase.length, exp.encoder)["tokens"].shape
     sequences = phase.batch_size * (tokens[1] if len(tokens) == 3 else 1)  # several choices are read one by one
     params = _abstract(exp)
     needs = flops.of_step(exp.encoder, params, sequences, phase.length, predictions) / len(devices)
@@ -243,11 +237,11 @@ def _abstract(exp: Experiment) -> Any:
     """The shapes of the parameters."""
     assert exp.encoder is not None
     module, vocabulary = exp.task.module(exp.encoder), Vocabulary(exp.encoder.vocab_size)
+    spec = exp.task.spec(1, exp.phases[0].length, exp.encoder)
 
     def init() -> Any:
-        spec = exp.task.spec(1, exp.phases[0].length)
         batch = {name: jax.numpy.zeros(one.shape, one.dtype) for name, one in spec.items()}
-        return module.init(jax.random.key(0), exp.task.corrupt(jax.random.key(0), batch, vocabulary), train=False)  # type: ignore[arg-type]
+        return module.init(jax.random.key(0), exp.task.corrupt(jax.random.key(0), batch, vocabulary), train=False)
 
     return jax.eval_shape(init)["params"]
 

@@ -7,7 +7,6 @@ otherwise be a silently replicated tensor.
 from __future__ import annotations
 
 import contextlib
-import functools
 import math
 import re
 from typing import Any
@@ -160,7 +159,11 @@ def state_shardings(mesh: jax.sharding.Mesh, state: Any) -> Any:
             require(
                 size % parts == 0,
                 f"{path_of(keys)} {leaf.shape}: {size} cannot be split over mesh.{axis}={parts}: choose a divisor"
-                + (f", or --config.encoder.vocab_multiple={parts}" if "vocab" in PARAMETERS[path_of(keys)] else ""),
+                + (
+                    f", or --config.encoder.vocab_multiple={parts}"
+                    if "vocab" in PARAMETERS[row_of(path_of(keys))]
+                    else ""
+                ),
             )
     replicated = NamedSharding(mesh, PartitionSpec())
     shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
@@ -171,35 +174,18 @@ def state_shardings(mesh: jax.sharding.Mesh, state: Any) -> Any:
 def gathered(mesh: jax.sharding.Mesh, params: Any) -> Any:
     """The parameters as a step uses them: those outside the layers whole along `fsdp`, gathered once.
 
-    The layers' own are gathered by the compiler where each layer runs, so that no two are whole at a time. Gradients
-    come back split as the parameters are.
+    The layers' own are gathered by the compiler where each layer runs, so that no two are whole at a time.
     """
-    if mesh.size == 1:
+    if mesh.shape["fsdp"] == 1:
         return params
 
     def gather(keys: tuple[Any, ...], leaf: jax.Array, spec: PartitionSpec) -> jax.Array:
-        if "layers" in PARAMETERS[path_of(keys)]:
+        if "layers" in PARAMETERS[row_of(path_of(keys))]:
             return leaf
         whole = PartitionSpec(*[None if axis == "fsdp" else axis for axis in spec])
-        return _gather(leaf, NamedSharding(mesh, spec), NamedSharding(mesh, whole))
+        return jax.lax.with_sharding_constraint(leaf, NamedSharding(mesh, whole))
 
     return jax.tree_util.tree_map_with_path(gather, params, parameter_specs(params))
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def _gather(leaf: jax.Array, split: NamedSharding, whole: NamedSharding) -> jax.Array:
-    return jax.lax.with_sharding_constraint(leaf, whole)
-
-
-def _gather_forward(leaf, split, whole):
-    return _gather(leaf, split, whole), None
-
-
-def _gather_backward(split, whole, _, gradient):
-    return (jax.lax.with_sharding_constraint(gradient, split),)
-
-
-_gather.defvjp(_gather_forward, _gather_backward)
 
 
 def activations(mesh: jax.sharding.Mesh) -> contextlib.AbstractContextManager[Any]:
@@ -217,7 +203,8 @@ def activations(mesh: jax.sharding.Mesh) -> contextlib.AbstractContextManager[An
         spec = PartitionSpec(BATCH, *[None] * (output.ndim - 2), last)
         return jax.lax.with_sharding_constraint(output, NamedSharding(mesh, spec))
 
-    return nn.intercept_methods(lay) if mesh.size > 1 else contextlib.nullcontext()
+    split = mesh.shape["fsdp"] * mesh.shape["model"] > 1  # else only rows are, which nothing can mistake
+    return nn.intercept_methods(lay) if split else contextlib.nullcontext()
 
 
 def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:

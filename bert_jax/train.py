@@ -31,7 +31,7 @@ from bert_jax.config import require
 from bert_jax.encoder import Bert
 from bert_jax.experiment import Experiment
 from bert_jax.features import Frozen
-from bert_jax.tasks.base import Batch, Context, Pair, Source
+from bert_jax.tasks.base import Batch, Context, Pair, Source, Vocabulary
 from bert_jax.tokenizer import Tokenizer
 
 
@@ -104,7 +104,7 @@ class Program:
     def __init__(
         self,
         exp: Experiment,
-        vocabulary: Tokenizer,
+        vocabulary: Vocabulary,
         total_steps: int,
         mesh: jax.sharding.Mesh,
         others: Sequence[Experiment] = (),

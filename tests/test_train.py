@@ -281,6 +281,31 @@ def test_clipping_by_shard_clips_each_part_by_itself(tiny: Experiment) -> None:
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7), both, wanted)
 
 
+@pytest.mark.parametrize("mesh", [config.Mesh(1), config.Mesh(2)])
+def test_accumulation_gives_the_gradient_of_the_whole_batch(tiny: Experiment, mesh: config.Mesh) -> None:
+    """Though the parts predict unlike numbers of tokens, and one row counts for nothing."""
+    exp = override(tiny, {"encoder.dropout": 0.0, "encoder.attention_dropout": 0.0})
+    vocabulary = train.find_tokenizer(exp)
+    placed = sharding.make_mesh(mesh, jax.devices()[: mesh.data])
+    batch = train.stretches(exp, train.Context(vocabulary), sharding.batch_sharding(placed))[0].batches[0]
+    batch = {**batch, "mask": batch["mask"].at[0, 5:].set(False), "weight": batch["weight"].at[1].set(0.0)}
+
+    def gradients(parts: int) -> tuple:
+        with jax.set_mesh(placed):
+            program = train.Program(override(exp, {"optimizer.accumulate": parts}), vocabulary, 10, placed)
+            make = jax.jit(lambda p, b: program._gradients(p, program._corrupt(b, "train"), jax.random.key(0)))
+            return make(program.init().params, batch)
+
+    whole, figures = gradients(1)
+    parts, same = gradients(4)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), parts, whole)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), same, figures)
+    with pytest.raises(ValueError, match="8 rows cannot be accumulated in 3 equal parts"):
+        gradients(3)
+    with pytest.raises(ValueError, match="cannot both exceed 1"):
+        override(exp, {"optimizer.accumulate": 2, "optimizer.clip_shards": 2})
+
+
 def test_the_encoder_comes_from_init_from_unless_named(tiny: Experiment, whole: pathlib.Path) -> None:
     exp = dataclasses.replace(tiny, encoder=None, init_from=str(whole))
     assert train.resolve(exp).encoder == tiny.encoder

@@ -51,6 +51,19 @@ class Measured(Source, Protocol):
         ...
 
 
+@runtime_checkable
+class Vocabulary(Protocol):
+    """What of a tokenizer a program on the device depends on: all that it takes to compile one."""
+
+    mask: int
+    cls: int
+    sep: int
+    continuation: np.ndarray  # bool [V]: the piece continues a word
+
+    @property
+    def vocab_size(self) -> int: ...
+
+
 @dataclasses.dataclass(frozen=True)
 class Context:
     """What a task's data may depend on besides the task's own fields."""
@@ -112,7 +125,7 @@ class Task(abc.ABC):
     def module(self, encoder: config.Encoder) -> nn.Module:
         """Encoder and heads: `module(batch, train=...)` gives the outputs that `losses` takes."""
 
-    def corrupt(self, key: jax.Array, batch: Batch, tokenizer: Tokenizer) -> Batch:
+    def corrupt(self, key: jax.Array, batch: Batch, tokenizer: Vocabulary) -> Batch:
         """What happens to a batch on the device before the model sees it. Keyed by example, not by step."""
         return batch
 

@@ -15,7 +15,7 @@ from bert_jax import config, heads, losses, masking
 from bert_jax.config import require
 from bert_jax.corpus import Corpus
 from bert_jax.pairing import PairExamples, unigram_entropy
-from bert_jax.tasks.base import FINE_TUNED, Batch, Context, Pair, Source, Task, inputs
+from bert_jax.tasks.base import FINE_TUNED, Batch, Context, Pair, Source, Task, Vocabulary, inputs
 from bert_jax.tokenizer import Tokenizer
 
 
@@ -59,7 +59,7 @@ class Pretrain(Task):
     def module(self, encoder: config.Encoder) -> nn.Module:
         return heads.PreTraining(encoder)
 
-    def corrupt(self, key: jax.Array, batch: Batch, tokenizer: Tokenizer) -> Batch:
+    def corrupt(self, key: jax.Array, batch: Batch, tokenizer: Vocabulary) -> Batch:
         vocabulary = masking.Vocabulary(
             mask=tokenizer.mask,
             cls=tokenizer.cls,
