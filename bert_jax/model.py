@@ -81,14 +81,23 @@ class Hidden(NamedTuple):
 class Model:
     """Encoder, heads and tokenizer of a run. What it can do depends on the heads that were trained."""
 
-    def __init__(self, exp: Experiment, params: Any, vocabulary: tokenizer.Tokenizer) -> None:
+    def __init__(
+        self, exp: Experiment, params: Any, vocabulary: tokenizer.Tokenizer, scores: Mapping[str, Any] | None = None
+    ) -> None:
+        """`scores` are those of result.json."""
         assert exp.encoder is not None
-        self.experiment, self.params, self.tokenizer = exp, params, vocabulary
+        self.experiment, self.params, self.tokenizer, self.scores = exp, params, vocabulary, dict(scores or {})
         self.config: config.Encoder = exp.encoder
         self._bert = encoder.Bert(self.config)
         self._encode = jax.jit(functools.partial(self._bert.apply, all_layers=True))
         module = exp.task.module(self.config) if exp.task.frozen else heads.module_of(self.config, params)
         self._heads = jax.jit(functools.partial(module.apply, train=False)) if module else None
+
+    @property
+    def null_threshold(self) -> float:
+        """The odds of no answer above which there is none: the task's own, else those best on dev."""
+        given = getattr(self.experiment.task, "null_threshold", None)
+        return self.scores.get("best_f1_threshold", 0.0) if given is None else given
 
     def encode(self, texts: str | Sequence[str | tuple[str, str]], batch_size: int = 32) -> Hidden:
         """Hidden states of each text, or pair of texts, with [CLS] and [SEP]; too long ones are cut.
@@ -281,7 +290,7 @@ def load(directory: str) -> Model:
     params = source.params()
     # Array by array: what is on the device needs no copy on the host.
     params = jax.tree.map(lambda leaf: jax.block_until_ready(jnp.asarray(np.asarray(leaf))), params)
-    return Model(source.experiment, params, source.tokenizer)
+    return Model(source.experiment, params, source.tokenizer, source.scores)
 
 
 # Words within a text: letters and digits, joined by a mark between two of them, or any other character by itself.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -41,12 +42,15 @@ def parse(
     return found
 
 
-def answers(model: Model, lines: Sequence[tuple[int, str]], top: int = 5, null_threshold: float = 0.0) -> Iterator[str]:
+def answers(
+    model: Model, lines: Sequence[tuple[int, str]], top: int = 5, null_threshold: float | None = None
+) -> Iterator[str]:
     """A JSON line for each numbered input line: what it holds, and what the model's task says to it.
 
     A pre-training run fills in the [MASK] of a "text"; a classifier labels and a regression scores a "text" and perhaps
     its "pair"; a tagger tags a "text"; to a "question" and its "context" there is an answer, with its place in the
-    context, "" where the odds of no answer are above `null_threshold`; of a "context" and its "endings" one is chosen.
+    context, "" where the odds of no answer are above `null_threshold` (by default the model's own); of a "context" and
+    its "endings" one is chosen.
 
     Raises:
       ValueError: that names the line that cannot be answered, or says what the model lacks.
@@ -91,7 +95,11 @@ def embeddings(model: Model, lines: Sequence[tuple[int, str]], kind: str, layer:
 
 
 def _ask(
-    model: Model, lines: Sequence[tuple[int, str]], rows: Sequence[dict[str, Any]], top: int, null_threshold: float
+    model: Model,
+    lines: Sequence[tuple[int, str]],
+    rows: Sequence[dict[str, Any]],
+    top: int,
+    null_threshold: float | None,
 ) -> Iterator[dict[str, Any]]:
     task, size = model.experiment.task, len(rows)
     if isinstance(task, Classify):
@@ -103,7 +111,8 @@ def _ask(
     elif isinstance(task, Squad):
         for answer in model.answer([(row["question"], row["context"]) for row in rows], size):
             best = next((one for one in answer.candidates if one.text), None)
-            none = best is None or (task.unanswerable and answer.null_odds > null_threshold)
+            limit = model.null_threshold if null_threshold is None else null_threshold
+            none = best is None or (task.unanswerable and answer.null_odds > limit)
             place = {} if none or best is None else {"start": best.start, "end": best.stop, "score": best.probability}
             odds = {"null_odds": answer.null_odds} if task.unanswerable else {}
             yield {"answer": "" if none or best is None else best.text, **place, **odds}
@@ -112,11 +121,15 @@ def _ask(
             words = [(word.text, word.tag) for word in tagged.words]
             yield {"tags": words, "entities": [entity._asdict() for entity in tagged.entities]}
     elif isinstance(task, Choose):
+        questions = []
         for (number, _), row in zip(lines, rows, strict=True):
             endings = row["endings"] if isinstance(row["endings"], list) else row["endings"].split("\t")
             require(len(endings) > 1, f"line {number} needs two endings or more")
-            chosen = model.choose([(row["context"], endings)], 1)[0]
-            yield {"endings": endings, **chosen._asdict()}
+            questions.append((row["context"], endings))
+        for _, alike in itertools.groupby(questions, key=lambda question: len(question[1])):
+            asked = list(alike)
+            for (_, endings), chosen in zip(asked, model.choose(asked, len(asked)), strict=True):
+                yield {"endings": endings, **chosen._asdict()}
     else:
         for (number, _), row in zip(lines, rows, strict=True):
             try:

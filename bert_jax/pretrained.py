@@ -45,6 +45,12 @@ class Pretrained:
         name = epath.Path(self.directory).absolute().name
         return Experiment(name=name, encoder=self.encoder, task=self.task or Pretrain(), phases=(phase,))
 
+    @property
+    def scores(self) -> dict[str, Any]:
+        """What a run's result.json says; of other weights, and of a run that is not done, nothing."""
+        path = epath.Path(self.directory) / "result.json"
+        return config.read_json(path) if self.origin == "workdir" and path.exists() else {}
+
     def params(
         self, encoder: config.Encoder | None = None, positions: Positions = "same", seed: int = 0
     ) -> dict[str, Any]:

@@ -25,7 +25,9 @@ from bert_jax import predict
 _MODEL = flags.DEFINE_string("model", None, "A run's workdir.", required=True)
 _INPUT = flags.DEFINE_string("input", "-", "A file, a text a line; - is standard input.")
 _TOP = flags.DEFINE_integer("top", 5, "How many candidates for a [MASK].")
-_NULL_THRESHOLD = flags.DEFINE_float("null_threshold", 0.0, "Odds of no answer above which there is none (SQuAD 2.0).")
+_NULL_THRESHOLD = flags.DEFINE_float(
+    "null_threshold", None, "Odds of no answer above which there is none (SQuAD 2.0); default: those best on dev."
+)
 _EMBEDDINGS = flags.DEFINE_enum(
     "embeddings", None, predict.VECTORS, "Vectors: the mean over the tokens, that of [CLS], or every token's."
 )

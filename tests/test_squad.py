@@ -14,7 +14,7 @@ import bert_jax
 from bert_jax import config, predict, tokenizer, train
 from bert_jax.experiment import Experiment
 from bert_jax.tasks.base import Context
-from bert_jax.tasks.squad import NO_CANDIDATE, Question, Squad, Windows, answer_tokens, most_context, read, windows
+from bert_jax.tasks.squad import NO_CANDIDATE, Question, Squad, Windows, misfits, most_context, read, windows
 from bert_jax.tokenizer import WordPiece
 
 LETTERS = [chr(ord("a") + n) for n in range(20)]
@@ -246,27 +246,29 @@ def test_answers_come_back_from_their_tokens(real_data: pathlib.Path, file: str)
     vocabulary = tokenizer.load(
         real_data / "vocab" / ("bert-base-chinese" if file.startswith("zh") else "bert-base-uncased")
     )
-    questions, exact, unseen, within, misplaced = 0, 0, 0, 0, 0
-    offsets: dict[str, np.ndarray] = {}
-    for question in read(str(real_data / file)):
-        questions += 1
-        context = question.context
-        if context not in offsets:
-            offsets[context] = np.asarray(vocabulary.encode_with_offsets(context)[1]).reshape(-1, 2)
-        for text, start in dict.fromkeys(question.answers):
-            if start < 0 or context[start : start + len(text)] != text:
-                misplaced += 1
-                continue
-            first, last = answer_tokens(question._replace(answers=((text, start),)), offsets[context])
-            low, high = int(offsets[context][first][0]), int(offsets[context][last][1])
-            if (low, high) == (start, start + len(text)):
-                exact += 1
-            elif start <= low < high <= start + len(text):
-                unseen += 1
-            else:
-                within += 1
-                assert low <= start < start + len(text) <= high
-    assert (questions, exact, unseen, within, misplaced) == COUNTS[file]
+    questions = list(read(str(real_data / file)))
+    found = list(misfits(questions, vocabulary))
+    reasons = [one.reason for one in found]
+    invisible, within, misplaced = map(reasons.count, ("invisible ends", "within a token", "not at its offset"))
+    exact = sum(len(set(one.answers)) for one in questions) - len(found)
+    assert (len(questions), exact, invisible, within, misplaced) == COUNTS[file]
+    for one in found:
+        assert one.reason == "not at its offset" or one.found.strip() in one.answer or one.answer in one.found
+
+
+def test_misfits_by_hand() -> None:
+    golds = (("a b", 0), (" b", 1), ("x", 4), ("c", 0), ("c", -3), ("\u200b", 7))
+    found = [one[1:] for one in misfits([Question("q", "a?", "a b c  \u200b", golds)], VOCABULARY)]
+    assert found == [
+        (" b", "invisible ends", "b"),
+        ("x", "not at its offset", "c"),
+        ("c", "not at its offset", "a"),
+        ("c", "not at its offset", ""),
+        ("\u200b", "invisible ends", ""),
+    ]
+    whole = WordPiece(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "cx", "a", "b"], lower=True)
+    within = misfits([Question("q", "a?", "a b cx", (("c", 4), ("x", 5), ("cx", 4)))], whole)
+    assert [one[1:] for one in within] == [("c", "within a token", "cx"), ("x", "within a token", "cx")]
 
 
 @pytest.mark.usefixtures("few_devices")
@@ -311,5 +313,9 @@ def test_a_run_from_file_to_answers(tiny: Experiment, tmp_path: pathlib.Path, un
     assert first["answer"] == ("" if unanswerable else "K"), "no odds are as low as that"
     assert unanswerable or (first["start"], first["end"]) == (3, 4)
     assert ("null_odds" in second) == unanswerable
+    assert model.null_threshold == (result["best_f1_threshold"] if unanswerable else 0.0)
+    model.scores["best_f1_threshold"] = -1e9
+    (tuned,) = (json.loads(line)["answer"] for line in predict.answers(model, lines[:1]))
+    assert tuned == ("" if unanswerable else "K"), "the model's own threshold holds where none is given"
     with pytest.raises(ValueError, match="line 1 needs 'question' and 'context'"):
         list(predict.answers(model, [(1, "d?")]))

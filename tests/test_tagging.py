@@ -311,7 +311,7 @@ def test_a_run_from_file_to_entities(tiny: Experiment, tmp_path: pathlib.Path) -
         encoder=config.Encoder(layers=2, hidden=32, heads=2, vocab_size=40, max_positions=32, init_stddev=0.1),
         vocab=str(tmp_path / "vocab.txt"),
         task=dataclasses.replace(TASK, dev=("dev.txt", "more.txt")),
-        phases=(config.Phase(length=9, batch_size=16, epochs=20),),
+        phases=(config.Phase(length=9, batch_size=16, epochs=40),),
         optimizer=config.Optimizer(learning_rate=5e-3, warmup=0.1),
         every=config.Every(log=100, evaluate=0, checkpoint=0),
         predict=True,

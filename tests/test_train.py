@@ -376,10 +376,12 @@ def test_a_sentencepiece_model_stands_in_for_the_vocabulary(tiny: Experiment, tm
     assert all(one.text.startswith(words[0]) and one.text.endswith(words[1]) for one in fillings)
 
 
-@pytest.mark.parametrize("scan", [True, False])
-def test_runs_in_one_program_end_as_each_by_itself(tiny: Experiment, tmp_path: pathlib.Path, scan: bool) -> None:
+@pytest.mark.parametrize(("scan", "mesh"), [(True, config.Mesh(2, 2)), (False, config.Mesh(1))])
+def test_runs_in_one_program_end_as_each_by_itself(
+    tiny: Experiment, tmp_path: pathlib.Path, scan: bool, mesh: config.Mesh
+) -> None:
     """Two seeds and another learning rate, dropout on, also stopped and resumed: weights, figures and scores."""
-    tiny = override(tiny, {"encoder.scan": scan})
+    tiny = override(tiny, {"encoder.scan": scan, "mesh": mesh})
     exps = [
         override(tiny, {"seed": seed, "optimizer.learning_rate": rate})
         for seed, rate in ((0, 1e-3), (3, 1e-3), (3, 3e-3))

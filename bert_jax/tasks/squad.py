@@ -262,6 +262,37 @@ def read(path: str) -> Iterator[Question]:
         ) from None
 
 
+class Misfit(NamedTuple):
+    """A gold answer that does not come back exactly from its tokens."""
+
+    id: str  # the question's
+    answer: str
+    reason: Literal["not at its offset", "invisible ends", "within a token"]
+    found: str  # what comes back, or stands at the offset
+
+
+def misfits(questions: Sequence[Question], tokenizer: Tokenizer) -> Iterator[Misfit]:
+    """Those of all gold answers, each once a question, that no span of tokens gives exactly.
+
+    An answer has "invisible ends" where it begins or ends with what no token covers, such as white space, and is
+    "within a token" where that goes on beyond it, as in the "2" of "27".
+    """
+    encoded = encoding.encode((one.context for one in questions), tokenizer, offsets=True)
+    for one in questions:
+        for text, start in dict.fromkeys(one.answers):
+            stop = start + len(text)
+            there = one.context[max(start, 0) : max(stop, 0)]
+            if start < 0 or there != text:
+                yield Misfit(one.id, text, "not at its offset", there)
+                continue
+            offsets = encoded[one.context].offsets
+            first, last = answer_tokens(one._replace(answers=((text, start),)), offsets)
+            low, high = (int(offsets[first][0]), int(offsets[last][1])) if first >= 0 else (start, start)
+            if (low, high) != (start, stop):
+                reason: Any = "invisible ends" if start <= low <= high <= stop else "within a token"
+                yield Misfit(one.id, text, reason, one.context[low:high])
+
+
 def _occurrences(context: str, text: str) -> Iterator[int]:
     place = context.find(text) if text else -1
     while place >= 0:
