@@ -21,6 +21,8 @@ from typing import Any
 
 from absl import app, flags, logging
 
+from bert_jax.config import split_flags
+
 _CONFIG = flags.DEFINE_string("config", None, "The experiment: a Python file that defines EXPERIMENT.", required=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run is kept; local or gs://.", required=True)
 _DATA_DIR = flags.DEFINE_string(
@@ -38,24 +40,6 @@ _MULTIHOST = flags.DEFINE_bool("multihost", False, "One process of several: call
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, where the platform does not know it.")
 _PROCESSES = flags.DEFINE_integer("processes", None, "How many processes there are, likewise.")
 _PROCESS = flags.DEFINE_integer("process", None, "The number of this one, from 0, likewise.")
-
-
-def split_flags(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """Takes the --config.a.b=VALUE flags out of a command line: absl cannot know them before the file is read.
-
-    Raises:
-      ValueError: at one without a value.
-    """
-    rest, changes = [], {}
-    for argument in argv:
-        name, equals, value = argument.lstrip("-").partition("=")
-        if argument.startswith("-") and name.startswith("config."):
-            if not equals:
-                raise ValueError(f"{argument} needs a value: {argument}=VALUE")
-            changes[name.removeprefix("config.")] = value
-        else:
-            rest.append(argument)
-    return rest, changes
 
 
 def main(argv: Sequence[str], changes: dict[str, str]) -> int:

@@ -11,7 +11,7 @@ import json
 import math
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 from etils import epath
@@ -285,6 +285,24 @@ def override(config: T, changes: Mapping[str, Any]) -> T:
     if isinstance(config, Encoder) and "hidden" in replaced and config.feed_forward == 4 * config.hidden:
         replaced.setdefault("feed_forward", 0)
     return dataclasses.replace(config, **replaced)  # type: ignore[type-var]
+
+
+def split_flags(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Takes the --config.a.b=VALUE flags out of a command line: absl cannot know them before the file is read.
+
+    Raises:
+      ValueError: at one without a value.
+    """
+    rest, changes = [], {}
+    for argument in argv:
+        name, equals, value = argument.lstrip("-").partition("=")
+        if argument.startswith("-") and name.startswith("config."):
+            if not equals:
+                raise ValueError(f"{argument} needs a value: {argument}=VALUE")
+            changes[name.removeprefix("config.")] = value
+        else:
+            rest.append(argument)
+    return rest, changes
 
 
 def _changed(value: Any, inner: dict[str, Any], kind: Any, name: str) -> Any:

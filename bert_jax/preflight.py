@@ -18,7 +18,7 @@ import rich.console
 import rich.table
 from jax.experimental import topologies
 
-from bert_jax import chips, collectives, config, flops, sharding, train
+from bert_jax import chips, collectives, config, sharding, train
 from bert_jax.config import require
 from bert_jax.experiment import Experiment
 
@@ -179,11 +179,7 @@ def check_phase(exp: Experiment, phase: config.Phase, devices: list[jax.Device],
     assert chip is not None
     assert exp.encoder is not None
     shapes, moments = _state_bytes(exp, devices)
-    predictions = getattr(exp.task, "masking", config.Masking()).predictions(phase.length)
-    tokens = exp.task.spec(phase.batch_size, phase.length, exp.encoder)["tokens"].shape
-    sequences = phase.batch_size * (tokens[1] if len(tokens) == 3 else 1)  # several choices are read one by one
-    params = _abstract(exp)
-    needs = flops.of_step(exp.encoder, params, sequences, phase.length, predictions) / len(devices)
+    needs = train.step_flops(exp, _abstract(exp), phase.length, phase.batch_size) / len(devices)
     facts: dict[str, Any] = {
         "length": phase.length,
         "batch_size": phase.batch_size,

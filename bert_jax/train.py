@@ -26,7 +26,20 @@ import optax
 from etils import epath
 from jax.experimental import multihost_utils
 
-from bert_jax import checkpoint, config, data, experiment, losses, metrics, optimizer, pretrained, sharding, tokenizer
+from bert_jax import (
+    checkpoint,
+    chips,
+    config,
+    data,
+    experiment,
+    flops,
+    losses,
+    metrics,
+    optimizer,
+    pretrained,
+    sharding,
+    tokenizer,
+)
 from bert_jax.config import require
 from bert_jax.encoder import Bert
 from bert_jax.experiment import Experiment
@@ -267,6 +280,19 @@ class Program:
                 place: Any = (batches.order(n).ids, *map(slice, part[name].shape[1:]))
                 whole[name][place] = part[name]  # the rows that fill up the last batch repeat an example
         return means([jax.device_get(total)]), whole
+
+
+def step_flops(exp: Experiment, params: Any, length: int, rows: int) -> float:
+    """The floating-point operations that a step on `rows` examples of `length` tokens needs, on all devices together.
+
+    See flops.py. 0 of a task whose encoder stays as it is: it is not part of the step.
+    """
+    assert exp.encoder is not None
+    if exp.task.frozen:
+        return 0.0
+    masking = getattr(exp.task, "masking", config.Masking())
+    sequences = math.prod(exp.task.spec(rows, length, exp.encoder)["tokens"].shape[:-1])  # choices are read one by one
+    return flops.of_step(exp.encoder, params, sequences, length, masking.predictions(length))
 
 
 def means(figures: list[dict[str, Any]]) -> dict[str, float]:
@@ -661,6 +687,8 @@ class _Loop:
         self.program = Program(first.exp, first.vocabulary, self.total, mesh, [lane.exp for lane in lanes[1:]])
         self.progress = metrics.Progress(self.total, first.start or 0, first.quiet or not first.main)
         self.pending: list[tuple[int, dict[str, Any]]] = []  # figures that are still on the device
+        chip = chips.find(jax.devices()[0].device_kind)
+        self.peak = chip.flops * mesh.size if chip else 0.0  # FLOP/s in bfloat16
         self.enter(0)
 
     def run(self) -> None:
@@ -691,7 +719,8 @@ class _Loop:
         return self.program.split(state) if len(self.lanes) > 1 else [state]
 
     def enter(self, phase: int) -> None:
-        self.stop, self.tokens = self.plan[phase].stop, 0  # tokens: since the last figures
+        self.stop = self.plan[phase].stop
+        self.tokens, self.flops = 0, 0.0  # since the last figures
         self.since: float | None = None  # when the last figures came; the first step of a phase compiles
         for lane in self.lanes:
             lane.enter(lane.plan[phase])
@@ -714,8 +743,7 @@ class _Loop:
                 for batch in data.ahead(self.batches(phase).__getitem__, numbers):
                     state, figures = self.program.step(state, batch, self.program.knobs)
                     step += 1
-                    most = stretch.tokens_per_step * len(self.lanes)
-                    self.tokens += batch["tokens"].size if "tokens" in batch else most
+                    self.count(batch, stretch)
                     self.pending.append((step, figures))
                     self.after(step, state)
                     signum = heard()
@@ -723,6 +751,14 @@ class _Loop:
                         self.save(step, state)
                         raise Stopped(signum, step)
         return state
+
+    def count(self, batch: Batch, stretch: Stretch) -> None:
+        """Adds up what a step works on."""
+        length = batch["tokens"].shape[-1] if "tokens" in batch else stretch.phase.length
+        self.tokens += batch["tokens"].size if "tokens" in batch else stretch.tokens_per_step * len(self.lanes)
+        if self.peak:
+            params, rows = self.program.abstract.params, stretch.phase.batch_size
+            self.flops += len(self.lanes) * step_flops(self.exp, params, length, rows)
 
     def after(self, step: int, state: State) -> None:
         """What is due after a step."""
@@ -749,10 +785,12 @@ class _Loop:
             if self.since is not None:
                 values["tokens_per_second"] = self.tokens / len(self.lanes) / (now - self.since)
                 values["seconds"] = now - self.since
+                if self.peak:  # the share of the chips' peak that the model's own operations took
+                    values["mfu"] = self.flops / (now - self.since) / self.peak
             lane.write(step, "train", values)
             each.append(values)
-        self.since, self.tokens = now, 0
-        shown = ("loss", "mlm_accuracy", "nsp_accuracy", "accuracy", "tokens_per_second")
+        self.since, self.tokens, self.flops = now, 0, 0.0
+        shown = ("loss", "mlm_accuracy", "nsp_accuracy", "accuracy", "tokens_per_second", "mfu")
         mean = {name: sum(values[name] for values in each) / len(each) for name in shown if name in each[0]}
         if "tokens_per_second" in mean:
             mean["tokens_per_second"] *= len(each)

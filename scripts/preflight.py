@@ -15,7 +15,7 @@ import sys
 
 from absl import app, flags
 
-from bert_jax.__main__ import split_flags
+from bert_jax.config import split_flags
 
 CONFIG = flags.DEFINE_string("config", None, "The experiment: a Python file that defines EXPERIMENT.", required=True)
 TOPOLOGY = flags.DEFINE_string("topology", None, "The pod: v5e:4x4, v5e:8x8, v4:2x2x4, v5p:..., v6e:...", required=True)
