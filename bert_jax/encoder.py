@@ -144,11 +144,7 @@ class Layer(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention, dropout on its probabilities.
-
-    One kernel [D, H * 3 * K] holds each head's query, key and value side by side, so that a cut across heads, as model
-    parallelism makes it, never parts them.
-    """
+    """Multi-head self-attention, dropout on its probabilities."""
 
     config: config.Encoder
 
@@ -163,14 +159,59 @@ class Attention(nn.Module):
     ) -> Float[Array, "B N D"]:
         c = self.config
         size = c.hidden // c.heads
-        qkv = dense(c, 3 * c.hidden, "qkv")(x).reshape(*x.shape[:2], c.heads, 3, size)
-        query, key, value = (part.squeeze(3) for part in jnp.split(qkv, 3, axis=3))
+        query, key, value = Projections(c, name="qkv")(x)
         query = query if at is None else jnp.take_along_axis(query, at[:, :, None, None], axis=1)
         scores = jnp.einsum("bqhk,bthk->bhqt", query * size**-0.5, key, preferred_element_type=jnp.float32)
         probabilities = softmax(scores + bias, x.dtype)
         probabilities = Dropout(c.attention_dropout, c.dropout_rng, name="dropout")(probabilities, train=train)
         mixed = checkpoint_name(jnp.einsum("bhqt,bthk->bqhk", probabilities, value), "attention")
         return dense(c, c.hidden, "out")(mixed.reshape(*mixed.shape[:2], c.hidden))
+
+
+class Projections(nn.Module):
+    """Query, key and value, [B, T, H, K] each.
+
+    One kernel [D, H * 3 * K] holds those of each head side by side, so that a cut across heads, as model parallelism
+    makes it, never parts them.
+    """
+
+    config: config.Encoder
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T D"]) -> tuple[Float[Array, "B T H K"], ...]:
+        c = self.config
+        kernel = self.param("kernel", kernel_init(c), (c.hidden, 3 * c.hidden)).astype(c.dtype)
+        bias = self.param("bias", nn.initializers.zeros, (3 * c.hidden,)).astype(c.dtype)
+        products = project(x, kernel.reshape(c.hidden, c.heads, 3, -1))
+        biases = jnp.split(bias.reshape(1, 1, c.heads, 3, -1), 3, axis=3)
+        return tuple(product + bias.squeeze(3) for product, bias in zip(products, biases, strict=True))
+
+
+@jax.custom_vjp
+def project(x: Float[Array, "B T D"], kernel: Float[Array, "D H 3 K"]) -> tuple[Float[Array, "B T H K"], ...]:
+    """The products of `x` with the kernel's three parts.
+
+    Three products forward: the parts of one would lie interleaved, and a TPU copies them apart. One product backward:
+    where `model` splits the heads, the gradient of `x` is then summed over devices once, not three times.
+    """
+    return _products(x, kernel)
+
+
+def _products(x, kernel):
+    return tuple(jnp.einsum("btd,dhk->bthk", x, part.squeeze(2)) for part in jnp.split(kernel, 3, axis=2))
+
+
+def _project_forward(x, kernel):
+    return _products(x, kernel), (x, kernel)  # not `project`, into which no policy of remat looks
+
+
+def _project_backward(saved, gradients):
+    x, kernel = saved
+    gradient = jnp.stack(gradients, axis=3)
+    return jnp.einsum("bthnk,dhnk->btd", gradient, kernel), jnp.einsum("btd,bthnk->dhnk", x, gradient)
+
+
+project.defvjp(_project_forward, _project_backward)
 
 
 class LayerNorm(nn.Module):

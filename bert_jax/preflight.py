@@ -54,7 +54,7 @@ class Phase:
     activations: float  # and all else that a step needs for a while
     collectives: dict[str, dict[str, float]]  # by kind: how many there are, and the bytes that a chip sends for them
     model_flops: float  # what the step needs (flops.py): a chip's share
-    compiled: Cost | None  # None where the step does not fit
+    compiled: Cost | None  # None where the step does not fit, or the cost was not asked for
     compute_seconds: float  # at the chip's peak
     memory_seconds: float
     network_seconds: float
@@ -169,7 +169,8 @@ def _cost(compiled: Any) -> Cost:
 
 
 def check_phase(exp: Experiment, phase: config.Phase, devices: list[jax.Device], *, cost: bool = True) -> Phase:
-    """Compiles a phase's train step and says what it takes. `cost`: count FLOPs and bytes too, where that takes longer.
+    """Compiles a phase's train step and says what it takes. Without `cost`, a scanned program's FLOPs and
+    bytes are not counted: its time is that of the model's FLOPs and the network alone.
 
     Raises:
       ValueError: as `compile_step`, and at a chip that chips.py does not have.
@@ -202,15 +203,15 @@ def check_phase(exp: Experiment, phase: config.Phase, devices: list[jax.Device],
         return Phase(fits=False, needed=needed, **facts, **nothing)
     memory = compiled.memory_analysis()
     new = memory.output_size_in_bytes - memory.alias_size_in_bytes  # beside the state, whose memory is used again
-    counted = cost_of(exp, phase, devices, compiled) if cost else _cost(compiled)
+    counted = cost_of(exp, phase, devices, compiled) if cost or not exp.encoder.scan else None
     kinds: dict[str, dict[str, float]] = {}
     for one in collectives.parse(compiled.as_text()):
         kind = kinds.setdefault(one.kind, {"count": 0.0, "bytes": 0.0})
         kind["count"] += one.times
         kind["bytes"] += one.times * one.sent
     seconds = (
-        max(needs, counted.flops) / chip.flops,
-        counted.bytes / chip.bandwidth,
+        max(needs, counted.flops if counted else 0.0) / chip.flops,
+        counted.bytes / chip.bandwidth if counted else 0.0,
         sum(kind["bytes"] for kind in kinds.values()) / chip.interconnect,
     )
     hours = max(seconds) * phase.steps / 3600

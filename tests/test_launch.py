@@ -59,9 +59,7 @@ def test_what_starts_is_started_once(tmp_path: pathlib.Path) -> None:
     command = launch.start(SLICE)[0].partition("--command=")[2]
     environment = {"HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
     for _ in range(2):
-        subprocess.run(
-            ["bash", "-c", f"eval {command}"], env=environment, check=True
-        )
+        subprocess.run(["bash", "-c", f"eval {command}"], env=environment, check=True)
     try:
         subprocess.run(["bash", "-c", "for i in {1..50}; do [ -s run.log ] && break; sleep 0.1; done"], cwd=home)
         assert (home / "run.log").read_text() == "started\n"
