@@ -18,9 +18,10 @@ import rich.console
 import rich.table
 from jax.experimental import topologies
 
-from bert_jax import chips, collectives, config, sharding, train
+from bert_jax import chips, collectives, config, sharding
 from bert_jax.config import require
 from bert_jax.experiment import Experiment
+from bert_jax.program import Program, step_flops
 
 
 class Vocabulary:
@@ -140,7 +141,7 @@ def compile_step(exp: Experiment, phase: config.Phase, devices: list[jax.Device]
     )
     with jax.set_mesh(mesh):
         vocabulary = Vocabulary(exp.encoder.vocab_size)
-        program = train.Program(exp, vocabulary, max(1, sum(phase.steps for phase in exp.phases)), mesh)
+        program = Program(exp, vocabulary, max(1, sum(phase.steps for phase in exp.phases)), mesh)
         batch = {
             name: jax.ShapeDtypeStruct(one.shape, one.dtype, sharding=program.batch_sharding)
             for name, one in exp.task.spec(phase.batch_size, phase.length, exp.encoder).items()
@@ -180,7 +181,7 @@ def check_phase(exp: Experiment, phase: config.Phase, devices: list[jax.Device],
     assert chip is not None
     assert exp.encoder is not None
     shapes, moments = _state_bytes(exp, devices)
-    needs = train.step_flops(exp, _abstract(exp), phase.length, phase.batch_size) / len(devices)
+    needs = step_flops(exp, _abstract(exp), phase.length, phase.batch_size) / len(devices)
     facts: dict[str, Any] = {
         "length": phase.length,
         "batch_size": phase.batch_size,

@@ -27,8 +27,9 @@ import numpy as np
 import optax
 from absl import app, flags
 
-from bert_jax import config, data, sharding, train
+from bert_jax import config, data, sharding
 from bert_jax.experiment import Experiment
+from bert_jax.program import Program
 from bert_jax.tasks.base import Context
 from bert_jax.tasks.pretrain import Pretrain
 
@@ -65,7 +66,7 @@ def ours(size: config.Encoder, batch: dict[str, np.ndarray]) -> Step:
     vocabulary: Any = types.SimpleNamespace(mask=103, cls=101, sep=102, vocab_size=size.vocab_size)
     mesh = sharding.make_mesh(exp.mesh)
     with jax.set_mesh(mesh):
-        program = train.Program(exp, vocabulary, 1_000_000, mesh)
+        program = Program(exp, vocabulary, 1_000_000, mesh)
         state = program.init()
     placed = jax.device_put(batch, program.batch_sharding)
 

@@ -24,6 +24,7 @@ from absl import app, flags
 
 from bert_jax import config, data, experiment, sharding, tokenizer, train
 from bert_jax.experiment import Experiment
+from bert_jax.program import Program
 from bert_jax.tasks.base import Arrays, Context
 from bert_jax.tasks.classify import Classify
 from bert_jax.tasks.tagging import Tag
@@ -50,7 +51,7 @@ def ours(lengths: int, *asked: Any) -> benchmark.Step:
     # One epoch, again and again: the shuffling differs between epochs, the examples do not.
     (stretch,) = train.stretches(exp, context, sharding.batch_sharding(mesh))
     with jax.set_mesh(mesh):
-        program = train.Program(exp, context.tokenizer, stretch.stop * 1000, mesh)
+        program = Program(exp, context.tokenizer, stretch.stop * 1000, mesh)
         state = program.init()
 
     epochs = 0

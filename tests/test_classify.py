@@ -16,6 +16,7 @@ import bert_jax
 from bert_jax import checkpoint, config, experiment, train
 from bert_jax.config import override
 from bert_jax.experiment import Experiment
+from bert_jax.program import Program
 from bert_jax.tasks.base import pack
 from bert_jax.tasks.classify import Classify, Example, Examples
 from bert_jax.tasks.glue import glue
@@ -269,7 +270,7 @@ def test_it_starts_from_the_pre_trained_weights(runs: dict[str, pathlib.Path], t
     for exp, same in ((tuned, True), (control, False)):
         mesh = train.sharding.make_mesh(exp.mesh)
         with train.jax.set_mesh(mesh):
-            program = train.Program(exp, train.find_tokenizer(exp), 10, mesh)
+            program = Program(exp, train.find_tokenizer(exp), 10, mesh)
             state, _ = train.initial_state(exp, program, None)
         assert np.array_equal(state.params["encoder"]["embeddings"]["word"], source) == same
 
@@ -281,7 +282,7 @@ def test_weights_that_do_not_fit_are_listed(runs: dict[str, pathlib.Path], tiny:
     source["encoder"]["embeddings"]["place"] = source["encoder"]["embeddings"].pop("position")
     mesh = train.sharding.make_mesh(exp.mesh)
     with train.jax.set_mesh(mesh):
-        params = train.Program(exp, train.find_tokenizer(exp), 10, mesh).init().params
+        params = Program(exp, train.find_tokenizer(exp), 10, mesh).init().params
     with pytest.raises(ValueError, match="RUN does not fit this experiment") as error:
         checkpoint.initialise(params, source, task=exp.task, name="RUN")
     for line in (

@@ -2,9 +2,10 @@
 
 import pytest
 
-from bert_jax import config, experiment, sharding, train
+from bert_jax import config, experiment, sharding
 from bert_jax.config import override
 from bert_jax.experiment import Experiment
+from bert_jax.program import Program, parameter_count
 from bert_jax.tasks.pretrain import Pretrain
 from bert_jax.tokenizer import WordPiece
 from tests.conftest import REPOSITORY
@@ -26,7 +27,7 @@ def shapes(exp: Experiment) -> dict:
     """The parameters of an experiment, by eval_shape: nothing is allocated."""
     vocabulary = WordPiece(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a"], lower=True)
     mesh = sharding.make_mesh(config.Mesh())
-    return train.Program(exp, vocabulary, 1000, mesh).abstract.params
+    return Program(exp, vocabulary, 1000, mesh).abstract.params
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
@@ -36,7 +37,7 @@ def test_every_experiment_is_traced(file) -> None:
     params = shapes(exp if exp.encoder else override(exp, {"encoder.layers": 12}))
     if file.stem in PUBLISHED:
         counted = {name: params[name] for name in ("encoder", "pooler")}
-        assert train.parameter_count(counted) == PUBLISHED[file.stem]
+        assert parameter_count(counted) == PUBLISHED[file.stem]
 
 
 @pytest.mark.parametrize(
@@ -91,7 +92,7 @@ def test_all_24_miniatures() -> None:
             embeddings = (30522 + 512 + 2) * hidden + norms
             layer = 12 * square + 13 * hidden  # four squares and biases, two of four times the width, two norms
             params = shapes(exp)
-            counted = train.parameter_count({name: params[name] for name in ("encoder", "pooler")})
+            counted = parameter_count({name: params[name] for name in ("encoder", "pooler")})
             assert counted == embeddings + layers * layer + square + hidden
 
 

@@ -14,6 +14,7 @@ from bert_jax import collectives, config, preflight, sharding, train
 from bert_jax.collectives import Collective
 from bert_jax.config import override
 from bert_jax.experiment import Experiment
+from bert_jax.program import Program
 
 PARAMS = {"next_sentence": {"dense": {"kernel": jnp.zeros((4, 2)), "bias": jnp.zeros(2)}}}
 
@@ -48,7 +49,7 @@ def test_the_moments_lie_as_their_parameters(tiny: Experiment) -> None:
     vocabulary = train.find_tokenizer(tiny)
     mesh = sharding.make_mesh(config.Mesh(data=2, fsdp=2, model=2))
     with jax.set_mesh(mesh):
-        program = train.Program(tiny, vocabulary, 10, mesh)
+        program = Program(tiny, vocabulary, 10, mesh)
         state = program.init()
     inner = state.params["encoder"]["layers"]["inner"]["kernel"]
     assert inner.sharding.spec == PartitionSpec(None, "fsdp", "model")
@@ -60,7 +61,7 @@ def test_the_moments_lie_as_their_parameters(tiny: Experiment) -> None:
 def test_what_does_not_divide_is_said(tiny: Experiment) -> None:
     mesh = sharding.make_mesh(config.Mesh(data=2, fsdp=3), jax.devices()[:6])
     with pytest.raises(ValueError, match=r"16 cannot be split over mesh\.fsdp=3"):
-        train.Program(tiny, train.find_tokenizer(tiny), 10, mesh)
+        Program(tiny, train.find_tokenizer(tiny), 10, mesh)
 
 
 def test_the_rest_of_the_devices_and_too_many() -> None:
@@ -100,7 +101,7 @@ def rank(shape: str) -> int:
 def state(exp: Experiment) -> train.State:
     count = exp.mesh.data * exp.mesh.fsdp * exp.mesh.model
     mesh = sharding.make_mesh(exp.mesh, jax.devices()[:count])
-    return train.Program(exp, preflight.Vocabulary(320), 1, mesh).abstract_state()
+    return Program(exp, preflight.Vocabulary(320), 1, mesh).abstract_state()
 
 
 def test_data_parallelism_sums_each_gradient_once(tiny: Experiment) -> None:
@@ -173,7 +174,7 @@ def test_every_mesh_computes_the_same(tiny: Experiment) -> None:
         devices = jax.devices()[: mesh.data * mesh.fsdp * mesh.model]
         placed = sharding.make_mesh(mesh, devices)
         with jax.set_mesh(placed):
-            program = train.Program(override(exp, {"mesh": mesh}), preflight.Vocabulary(320), 10, placed)
+            program = Program(override(exp, {"mesh": mesh}), preflight.Vocabulary(320), 10, placed)
             after, figures = program.step(program.init(), jax.device_put(batch, program.batch_sharding), program.knobs)
             weight = np.asarray(after.optimizer.mu["encoder"]["layers"]["inner"]["kernel"])
         return {**{name: np.asarray(pair[0] / pair[1]) for name, pair in figures.items()}, "weight": weight}

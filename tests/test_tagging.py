@@ -16,6 +16,7 @@ import bert_jax
 from bert_jax import checkpoint, config, convert, experiment, features, metrics, predict, sharding, train
 from bert_jax.experiment import Experiment
 from bert_jax.features import Frozen
+from bert_jax.program import Program
 from bert_jax.tasks.base import Context
 from bert_jax.tasks.tagging import CONLL2003, UPOS, Sentence, Sentences, Tag
 from bert_jax.tokenizer import WordPiece
@@ -244,7 +245,7 @@ def test_groups_of_lengths_change_neither_the_expected_gradient_nor_an_evaluatio
     assert (groups.stop, same.tokens) == (75, 75 * 8 * 32)
     assert groups.tokens < 0.7 * same.tokens
     with jax.set_mesh(mesh):
-        program = train.Program(uneven, VOCABULARY, 75, mesh)
+        program = Program(uneven, VOCABULARY, 75, mesh)
         params = program.init().params
         gradients = jax.jit(lambda batch: program._gradients(params, batch, jax.random.key(0))[0])
         each = [gradients(groups.batches[n]) for n in range(64)]
@@ -419,7 +420,7 @@ def test_a_frozen_encoder_stays_and_is_not_in_the_optimizer(base: Experiment, wh
     jax.tree.map(np.testing.assert_array_equal, before, after["encoder"])
     assert set(checkpoint._read(str(whole), None)) == {"bilstm", "tagger"}
     exp = train.resolve(base)
-    state = train.Program(exp, VOCABULARY, 60, sharding.make_mesh(exp.mesh)).abstract
+    state = Program(exp, VOCABULARY, 60, sharding.make_mesh(exp.mesh)).abstract
     for tree in (state.params, state.optimizer.mu, state.optimizer.nu):
         assert set(tree) == {"bilstm", "tagger"}
 
@@ -479,7 +480,7 @@ def test_a_frozen_model_is_used_as_any_other(base: Experiment, whole: pathlib.Pa
 def test_a_frozen_workdir_is_a_start_for_others(base: Experiment, whole: pathlib.Path) -> None:
     fine = config.override(base, {"task.features": None, "task.bilstm": None, "init_from": str(whole)})
     state, said = train.initial_state(
-        train.resolve(fine), train.Program(train.resolve(fine), VOCABULARY, 1, sharding.make_mesh(fine.mesh)), None
+        train.resolve(fine), Program(train.resolve(fine), VOCABULARY, 1, sharding.make_mesh(fine.mesh)), None
     )
     assert said == f"starts from the weights of {whole}"
     jax.tree.map(

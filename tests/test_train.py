@@ -18,6 +18,7 @@ import bert_jax
 from bert_jax import building, checkpoint, config, experiment, metrics, sharding, tokenizer, train
 from bert_jax.config import override
 from bert_jax.experiment import Experiment
+from bert_jax.program import Program, means
 from tests.conftest import REPOSITORY
 
 
@@ -128,11 +129,11 @@ def losses_by_mesh(tiny: Experiment, corpus: str) -> dict[config.Mesh, list[floa
         context = train.Context(vocabulary)
         plan = train.stretches(exp, context, sharding.batch_sharding(mesh))
         with jax.set_mesh(mesh):
-            program = train.Program(exp, vocabulary, plan[-1].stop, mesh)
+            program = Program(exp, vocabulary, plan[-1].stop, mesh)
             state, losses = program.init(), []
             for n in range(4):
                 state, figures = program.step(state, plan[0].batches[n], program.knobs)
-                losses.append(train.means([jax.device_get(figures)])["loss"])
+                losses.append(means([jax.device_get(figures)])["loss"])
             assert program.step._cache_size() == 1, "the step was compiled again"
         found[shape] = losses
     return found
@@ -149,9 +150,9 @@ def test_dropout_is_on_in_those_steps(tiny: Experiment, losses_by_mesh: dict[con
     mesh = sharding.make_mesh(config.Mesh(1))
     plan = train.stretches(exp, train.Context(vocabulary), sharding.batch_sharding(mesh))
     with jax.set_mesh(mesh):
-        program = train.Program(exp, vocabulary, plan[-1].stop, mesh)
+        program = Program(exp, vocabulary, plan[-1].stop, mesh)
         _, figures = program.step(program.init(), plan[0].batches[0], program.knobs)
-    assert train.means([jax.device_get(figures)])["loss"] != losses_by_mesh[MESHES[0]][0]
+    assert means([jax.device_get(figures)])["loss"] != losses_by_mesh[MESHES[0]][0]
 
 
 def test_dropout_differs_from_step_to_step(tiny: Experiment) -> None:
@@ -161,10 +162,10 @@ def test_dropout_differs_from_step_to_step(tiny: Experiment) -> None:
     batches = train.stretches(tiny, train.Context(vocabulary), sharding.batch_sharding(mesh))[0].batches
     losses = []
     with jax.set_mesh(mesh):
-        program = train.Program(tiny, vocabulary, 10, mesh)
+        program = Program(tiny, vocabulary, 10, mesh)
         for step in (0, 1, 1):
             state = program.init()._replace(step=jax.device_put(jnp.int32(step), program.shardings.step))
-            losses.append(train.means([jax.device_get(program.step(state, batches[0], program.knobs)[1])])["loss"])
+            losses.append(means([jax.device_get(program.step(state, batches[0], program.knobs)[1])])["loss"])
     assert losses[0] != losses[1]
     assert losses[1] == losses[2]
 
@@ -266,11 +267,11 @@ def test_clipping_by_shard_clips_each_part_by_itself(tiny: Experiment) -> None:
     batch = plan[0].batches[0]
     key = jax.random.key(0)
     with jax.set_mesh(mesh):
-        program = train.Program(exp, vocabulary, 10, mesh)
+        program = Program(exp, vocabulary, 10, mesh)
         state = program.init()
         batch = program._corrupt(batch, "train", 0)
         both, _ = program._gradients(state.params, batch, key)
-        whole_batch = train.Program(override(exp, {"optimizer.clip_shards": 1}), vocabulary, 10, mesh)
+        whole_batch = Program(override(exp, {"optimizer.clip_shards": 1}), vocabulary, 10, mesh)
         halves = []
         for part in (slice(0, 4), slice(4, 8)):
             gradients, _ = whole_batch._gradients(state.params, {k: v[part] for k, v in batch.items()}, key)
@@ -292,7 +293,7 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(tiny: Experiment, me
 
     def gradients(parts: int) -> tuple:
         with jax.set_mesh(placed):
-            program = train.Program(override(exp, {"optimizer.accumulate": parts}), vocabulary, 10, placed)
+            program = Program(override(exp, {"optimizer.accumulate": parts}), vocabulary, 10, placed)
             make = jax.jit(lambda p, b: program._gradients(p, program._corrupt(b, "train"), jax.random.key(0)))
             return make(program.init().params, batch)
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 
 from absl import app, flags
 
@@ -36,7 +37,8 @@ def main(argv: list[str]) -> int:
         raise app.UsageError(f"one action is needed: {nearest(argv[1] if len(argv) > 1 else '', actions)}")
     fields = ("name", "zone", "topology", "project", "spot", "source", "corpus", "command")
     try:
-        slice = launch.Slice(**{name: FLAGS[name].value for name in fields})
+        given: dict[str, Any] = {name: FLAGS[name].value for name in fields}
+        slice = launch.Slice(**given)
         steps = ("create", "install", "corpus", "start") if argv[1] == "supervise" else (argv[1],)
         lines = [line for step in steps for line in launch.ACTIONS[step](slice)]
     except ValueError as error:
