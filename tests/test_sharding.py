@@ -123,10 +123,11 @@ def test_data_parallelism_sums_each_gradient_once(tiny: Experiment) -> None:
 def test_fsdp_moves_parameters_and_no_activations(tiny: Experiment) -> None:
     exp = on(tiny, 1, 8, 1)
     assert {one.kind for one in sent(exp)} == {"all-reduce", "all-gather"}
-    assert max(rank(shape) for one in sent(exp) for shape in one.shapes) == 2
+    qkv = {"f32[16,2,8]", "f32[16,2,3,8]"}  # a third of that kernel, and the whole: heads apart
+    assert {shape for one in sent(exp) for shape in one.shapes if rank(shape) > 2} == qkv
     assert exp.encoder
     kernels = [shape for one in sent(exp) for shape in one.shapes if one.kind == "all-gather"]
-    for kernel in ("f32[16,48]", "f32[16,16]", "f32[16,64]", "f32[64,16]"):
+    for kernel in ("f32[16,2,3,8]", "f32[16,16]", "f32[16,64]", "f32[64,16]"):
         assert kernels.count(kernel) >= exp.encoder.layers, "each layer's is gathered"
     assert kernels.count("f32[320,16]") == 1, "the word table once for both of its uses"
 

@@ -37,8 +37,8 @@ def main(argv: list[str]) -> int:
         raise app.UsageError(f"one action is needed: {nearest(argv[1] if len(argv) > 1 else '', actions)}")
     fields = ("name", "zone", "topology", "project", "spot", "source", "corpus", "command")
     try:
-        given: dict[str, Any] = {name: FLAGS[name].value for name in fields}
-        slice = launch.Slice(**given)
+        values: dict[str, Any] = {name: FLAGS[name].value for name in fields}
+        slice = launch.Slice(**values)
         steps = ("create", "install", "corpus", "start") if argv[1] == "supervise" else (argv[1],)
         lines = [line for step in steps for line in launch.ACTIONS[step](slice)]
     except ValueError as error:
