@@ -1,9 +1,9 @@
 """What accelerators can do and cost: the one table behind MFU and preflight. Edit it: prices change.
 
-Speeds and memory are those of the makers' specification pages (docs.cloud.google.com/tpu/docs/v4, v5e, v5p, v6e; the
-data sheets of NVIDIA's H100 SXM and H200 SXM), read in November 2026: dense bfloat16, and the interconnect one way,
-which is half of what they call bidirectional. Prices are on-demand list prices in the US as of 2025, second hand (their
-page shows none without a region, and those of v6e and the GPUs are remembered): check them before you trust a cost.
+Speeds and memory of the TPUs are those of the maker's pages (docs.cloud.google.com/tpu/docs/v4, v5e, v5p, v6e), read in
+November 2026: dense bfloat16, and the interconnect one way, which is half of what they call bidirectional. Those of the
+GPUs are partly from memory, not from the data sheets. Prices are on-demand list prices in the US as of 2025, of v4, v5e
+and v5p second hand, of v6e and the GPUs remembered: check them before you trust a cost.
 """
 
 from __future__ import annotations
