@@ -377,20 +377,14 @@ def test_a_sentencepiece_model_stands_in_for_the_vocabulary(tiny: Experiment, tm
     assert all(one.text.startswith(words[0]) and one.text.endswith(words[1]) for one in fillings)
 
 
-@pytest.mark.parametrize(("scan", "mesh"), [(True, config.Mesh(2, 2)), (False, config.Mesh(1))])
-def test_runs_in_one_program_end_as_each_by_itself(
-    tiny: Experiment, tmp_path: pathlib.Path, scan: bool, mesh: config.Mesh
-) -> None:
-    """Two seeds and another learning rate, dropout on, also stopped and resumed: weights, figures and scores."""
-    tiny = override(tiny, {"encoder.scan": scan, "mesh": mesh})
-    exps = [
-        override(tiny, {"seed": seed, "optimizer.learning_rate": rate})
-        for seed, rate in ((0, 1e-3), (3, 1e-3), (3, 3e-3))
-    ]
-    alone, together = ([str(tmp_path / f"{name}{n}") for n in range(3)] for name in ("alone", "together"))
+def test_runs_in_one_program_end_as_each_by_itself(tiny: Experiment, tmp_path: pathlib.Path) -> None:
+    """Another seed, another learning rate, dropout on, on a mesh, stopped and resumed: weights, figures and scores."""
+    tiny = override(tiny, {"mesh": config.Mesh(2, 2)})
+    exps = [override(tiny, {"seed": seed, "optimizer.learning_rate": rate}) for seed, rate in ((0, 1e-3), (3, 3e-3))]
+    alone, together = ([str(tmp_path / f"{name}{n}") for n in range(2)] for name in ("alone", "together"))
     expected = [train.run(exp, workdir, quiet=True) for exp, workdir in zip(exps, alone, strict=True)]
     cut = train.run_together(exps, together, stop_at=7, quiet=True)
-    assert cut == [{"step": 7, "done": False}] * 3
+    assert cut == [{"step": 7, "done": False}] * 2
     found = train.run_together(exps, together, quiet=True)
     assert train.run_together(exps, together, quiet=True) == found  # what is done is not done again
     for one, other, a, b in zip(expected, found, alone, together, strict=True):
@@ -403,7 +397,7 @@ def test_runs_in_one_program_end_as_each_by_itself(
         lines = [metrics.read(w, "train") for w in (a, b)]
         assert [line["step"] for line in lines[0]] == [line["step"] for line in lines[1] if line["step"] != 7]
         assert lines[1][-1]["loss"] == pytest.approx(lines[0][-1]["loss"], rel=1e-4)
-    assert len({result["loss"] for result in found}) == 3
+    assert found[0]["loss"] != found[1]["loss"]
 
 
 def test_runs_of_one_program_differ_in_seed_and_rate_alone(tiny: Experiment, tmp_path: pathlib.Path) -> None:
