@@ -98,6 +98,8 @@ class Summary:
             figures = " | ".join(f"{value:.4f}" for value in (point.mean, point.deviation))
             n = len(point.done)
             lines.append(f"| {point.name} | {figures} | {n} | {best:.4f} | {worst:.4f} | {'; '.join(notes)} |")
+        if self.majority is not None:
+            lines.append(f"\nAlways the largest class: {self.majority:.4f}")
         return "\n".join(lines)
 
 

@@ -278,7 +278,7 @@ def test_seeds_in_one_program_and_in_groups_of_lengths_end_as_each_by_itself(
     uneven: Experiment, tmp_path: pathlib.Path
 ) -> None:
     """Batches of one number differ in length between seeds: the shorter are padded, and dropout does not see it."""
-    changes = {"encoder.dropout": 0.1, "encoder.attention_dropout": 0.1, "phases.0.epochs": 1}
+    changes = {"encoder.dropout": 0.1, "encoder.attention_dropout": 0.1, "phases.0.epochs": 1, "phases.0.lengths": 2}
     exps = [config.override(uneven, {**changes, "seed": seed}) for seed in (0, 1)]
     alone = [train.run(exp, str(tmp_path / f"a{exp.seed}"), data_dir=str(tmp_path), quiet=True) for exp in exps]
     workdirs = [str(tmp_path / f"b{exp.seed}") for exp in exps]
@@ -327,6 +327,7 @@ def test_a_run_from_file_to_entities(tiny: Experiment, tmp_path: pathlib.Path) -
     model = bert_jax.load(str(tmp_path / "run"))
     (tagged,) = model.tag("c  A b, d")
     assert [word[:3] for word in tagged.words] == [("c", 0, 1), ("A", 3, 4), ("b", 5, 6), (",", 6, 7), ("d", 8, 9)]
+    (tagged,) = model.tag("c  A b d")
     assert tagged.entities == [("A b", "X", 3, 6)]
     ask = [(1, "c a b"), (2, json.dumps({"text": ["c", "a"]}))]
     first, second = (json.loads(line) for line in predict.answers(model, ask))

@@ -294,7 +294,7 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(tiny: Experiment, me
     def gradients(parts: int) -> tuple:
         with jax.set_mesh(placed):
             program = Program(override(exp, {"optimizer.accumulate": parts}), vocabulary, 10, placed)
-            make = jax.jit(lambda p, b: program._gradients(p, program._corrupt(b, "train"), jax.random.key(0)))
+            make = jax.jit(lambda p, b: program._gradients(p, program._corrupt(b, "train", 0), jax.random.key(0)))
             return make(program.init().params, batch)
 
     whole, figures = gradients(1)
