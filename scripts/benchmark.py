@@ -49,7 +49,7 @@ flags.DEFINE_enum("size", "base", list(SIZES), "the model")
 flags.DEFINE_integer("batch", 8, "sequences per step", lower_bound=1)
 flags.DEFINE_integer("length", 128, "tokens per sequence", lower_bound=8)
 flags.DEFINE_integer("rounds", 7, "how often each contender has its turn", lower_bound=1)
-flags.DEFINE_float("seconds", 2.0, "how long a turn lasts at least (one step at least)")
+flags.DEFINE_float("seconds", 10.0, "how long a turn lasts at least: a first step finds its memory cold")
 flags.DEFINE_list("against", [], "torch, flax: Hugging Face's BertForPreTraining in PyTorch, in Flax")
 flags.DEFINE_multi_string("set", [], "a field of our encoder to change, such as --set=scan=true")
 
