@@ -141,7 +141,7 @@ class Grouped(Batches):
     def _dealt(self, pool: int, start: int, stop: int) -> list[Order]:
         """The examples of the batches [start, stop), dealt out to as many."""
         ids, visits, weight = self._examples(start, stop)
-        deal = np.argsort(np.where(weight > 0, self.group[ids], len(self.lengths)), kind="stable")
+        deal = np.argsort(self.group[ids], kind="stable")
         deal = deal.reshape(stop - start, self.batch_size)
         if self.shuffle:
             deal = deal[np.random.default_rng(pool).permutation(len(deal))]
