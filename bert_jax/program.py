@@ -114,17 +114,14 @@ class Program:
             self.shardings,
         )
 
-    def _key(self, name: str, seed: Any) -> jax.Array:
-        return key(seed, name)
-
     def _corrupt(self, batch: Batch, split: str, seed: Any) -> Batch:
-        return self.experiment.task.corrupt(self._key(f"masks of {split}", seed), batch, self.vocabulary)
+        return self.experiment.task.corrupt(key(seed, f"masks of {split}"), batch, self.vocabulary)
 
     def _init(self, seed: Any) -> State:
         assert self.experiment.encoder is not None
         spec = self.experiment.task.spec(1, self.experiment.phases[0].length, self.experiment.encoder)
         batch = self._corrupt({name: jnp.zeros(one.shape, one.dtype) for name, one in spec.items()}, "init", seed)
-        params = self.module.init(self._key("parameters", seed), batch, train=False)["params"]
+        params = self.module.init(key(seed, "parameters"), batch, train=False)["params"]
         return State(jnp.zeros((), jnp.int32), params, self.optimizer.init(params))
 
     def _loss(
@@ -172,8 +169,7 @@ class Program:
         weights = {name: weight for name, (_, weight) in whole.items()}
 
         def part(index: jax.Array, rows: Batch) -> tuple[Any, dict[str, Pair]]:
-            key = jax.random.fold_in(dropout, index)
-            return jax.grad(self._loss, has_aux=True)(params, rows, key, weights)
+            return jax.grad(self._loss, has_aux=True)(params, rows, jax.random.fold_in(dropout, index), weights)
 
         def add(total: Any, one: tuple[jax.Array, Batch]) -> tuple[Any, None]:
             return jax.tree.map(jnp.add, total, part(*one)), None
@@ -186,7 +182,7 @@ class Program:
 
     def _step(self, state: State, batch: Batch, knobs: Knobs) -> tuple[State, dict[str, Any]]:
         batch = self._corrupt(batch, "train", knobs.seed)
-        dropout = jax.random.fold_in(self._key("dropout", knobs.seed), state.step)
+        dropout = jax.random.fold_in(key(knobs.seed, "dropout"), state.step)
         gradients, figures = self._gradients(state.params, batch, dropout)
         norm = (optax.tree.norm(gradients), jnp.ones(()))
         update = optimizer.make(self.experiment.optimizer, self.total_steps, knobs.learning_rate).update

@@ -95,7 +95,7 @@ def hugging_face_torch(size: config.Encoder, batch: dict[str, np.ndarray]) -> St
     import transformers
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = transformers.BertForPreTraining(_hugging_face_config(size, attn_implementation="sdpa")).to(device).train()
+    model = transformers.BertForPreTraining(hugging_face_config(size, attn_implementation="sdpa")).to(device).train()
     adam = torch.optim.AdamW(model.parameters(), lr=1e-4, eps=1e-6, weight_decay=0.01, fused=True)
     inputs = {name: torch.from_numpy(np.asarray(x, np.int64)).to(device) for name, x in _masked(batch).items()}
 
@@ -107,20 +107,27 @@ def hugging_face_torch(size: config.Encoder, batch: dict[str, np.ndarray]) -> St
             labels=inputs["labels"],
             next_sentence_label=inputs["next_sentence"],
         ).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        adam.step()
-        adam.zero_grad(set_to_none=True)
-        return loss.item()
+        return torch_update(model, adam, loss)
 
     return run
+
+
+def torch_update(model: Any, adam: Any, loss: Any) -> float:
+    """Backward pass, clipping to a global norm of 1, the optimizer's step; gives the loss, once all is done."""
+    import torch
+
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    adam.step()
+    adam.zero_grad(set_to_none=True)
+    return loss.item()
 
 
 def hugging_face_flax(size: config.Encoder, batch: dict[str, np.ndarray]) -> Step:
     """Hugging Face's Flax model, jitted with its buffers donated, with optax's AdamW."""
     import transformers
 
-    model = transformers.FlaxBertForPreTraining(_hugging_face_config(size), input_shape=(1, batch["tokens"].shape[1]))
+    model = transformers.FlaxBertForPreTraining(hugging_face_config(size), input_shape=(1, batch["tokens"].shape[1]))
     adam = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-4, eps=1e-6, weight_decay=0.01))
 
     def loss_of(params, inputs, key):
@@ -154,7 +161,7 @@ def hugging_face_flax(size: config.Encoder, batch: dict[str, np.ndarray]) -> Ste
 CONTENDERS = {"torch": hugging_face_torch, "flax": hugging_face_flax}
 
 
-def _hugging_face_config(size: config.Encoder, **more):
+def hugging_face_config(size: config.Encoder, **more):
     import transformers
 
     return transformers.BertConfig(

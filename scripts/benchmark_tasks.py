@@ -87,7 +87,7 @@ def hugging_face_torch(*asked: Any) -> benchmark.Step:
     if isinstance(task, Tag):
         kind = transformers.BertForTokenClassification
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = kind(benchmark._hugging_face_config(exp.encoder, **settings)).to(device).train()
+    model = kind(benchmark.hugging_face_config(exp.encoder, **settings)).to(device).train()
     adam = torch.optim.AdamW(model.parameters(), lr=1e-5, eps=1e-6, weight_decay=0.01, fused=True)
     labels = np.where(arrays["predicted"], arrays["tags"], -100) if isinstance(task, Tag) else arrays["label"]
     labels = labels.astype(np.float32 if not task.labels else np.int64)
@@ -102,11 +102,8 @@ def hugging_face_torch(*asked: Any) -> benchmark.Step:
             wanted = labels[ids, :longest] if labels.ndim == 2 else labels[ids]
             tokens, segments, mask, wanted = (torch.from_numpy(x).to(device) for x in (*one, wanted))
             loss = model(input_ids=tokens, token_type_ids=segments, attention_mask=mask, labels=wanted).loss
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            adam.step()
-            adam.zero_grad(set_to_none=True)
-        return loss.item()
+            last = benchmark.torch_update(model, adam, loss)
+        return last
 
     return run
 
