@@ -95,6 +95,7 @@ def resolve(exp: Experiment, workdir: str = "") -> Experiment:
     if exp.encoder is None:
         return dataclasses.replace(exp, encoder=source)
     free = ["dropout", "attention_dropout", "dropout_rng", "dtype", "scan", "remat", "init_stddev", "vocab_multiple"]
+    free += ["classify_from"]
     free += ["max_positions"] if exp.init_positions != "same" else []
     changed = config.differences(config.to_dict(source), config.to_dict(exp.encoder))
     changed = [line for line in changed if line.split(":")[0] not in free]
