@@ -296,7 +296,7 @@ def override(config: T, changes: Mapping[str, Any]) -> T:
     return dataclasses.replace(config, **replaced)  # type: ignore[type-var]
 
 
-def split_flags(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+def split_flags(argv: Sequence[str], prefix: str = "config.") -> tuple[list[str], dict[str, str]]:
     """Takes the --config.a.b=VALUE flags out of a command line: absl cannot know them before the file is read.
 
     Raises:
@@ -305,10 +305,10 @@ def split_flags(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     rest, changes = [], {}
     for argument in argv:
         name, equals, value = argument.lstrip("-").partition("=")
-        if argument.startswith("-") and name.startswith("config."):
+        if argument.startswith("-") and name.startswith(prefix):
             if not equals:
                 raise ValueError(f"{argument} needs a value: {argument}=VALUE")
-            changes[name.removeprefix("config.")] = value
+            changes[name.removeprefix(prefix)] = value
         else:
             rest.append(argument)
     return rest, changes
