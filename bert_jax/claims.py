@@ -33,7 +33,7 @@ def claim(path: str | os.PathLike[str]) -> Iterator[bool]:
     file = pathlib.Path(path)
     file.parent.mkdir(parents=True, exist_ok=True)
     mine = json.dumps({"host": socket.gethostname(), "process": os.getpid(), "id": uuid.uuid4().hex})
-    if not (_create(file, mine) or (_abandoned(file) and _take_away(file) and _create(file, mine))):
+    if not (_create(file, mine) or (_abandoned(file) and _take_over(file, mine))):
         yield False
         return
     over = threading.Event()
@@ -91,17 +91,22 @@ def _abandoned(file: pathlib.Path) -> bool:
     return age > STALE
 
 
-def _take_away(file: pathlib.Path) -> bool:
-    """Moves a claim aside, which only one of many can do. False where it was touched or taken in between."""
-    aside = file.with_name(f"{file.name}.{uuid.uuid4().hex}")
+def _take_over(file: pathlib.Path, mine: str) -> bool:
+    """Makes an abandoned claim ours; of several that try at once, one does, and at no moment is there no claim."""
+    lock = file.with_name(f"{file.name}.takeover")
+    if not _create(lock, mine):
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - lock.stat().st_mtime > STALE:  # who held it died at it
+                lock.unlink()
+        return False
     try:
-        file.rename(aside)
-    except FileNotFoundError:
-        return True  # away already: who creates it anew is open
-    if _abandoned(aside):
-        aside.unlink()
+        if not _abandoned(file):
+            return False
+        if not file.exists():
+            return _create(file, mine)
+        temporary = file.with_name(f"{file.name}.{uuid.uuid4().hex}")
+        temporary.write_text(mine)
+        os.replace(temporary, file)
         return True
-    with contextlib.suppress(OSError):  # a new one, of him who was faster: he gets it back
-        os.link(aside, file)
-    aside.unlink()
-    return False
+    finally:
+        lock.unlink(missing_ok=True)

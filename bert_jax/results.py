@@ -63,7 +63,7 @@ class Result:
         return statistics.stdev(self.values.values()) if self.n > 1 else 0.0
 
     @property
-    def paper(self) -> float | None:
+    def paper(self) -> float | int | None:
         """The paper's figure, as it prints it."""
         return self.row.paper.get(self.column.name)
 

@@ -32,8 +32,8 @@ class Row:
     name: str
     pretraining: Changes = dataclasses.field(default_factory=dict)  # to the base
     fine_tuning: Changes = dataclasses.field(default_factory=dict)  # to the experiment of every column
-    paper: Mapping[str, float] = dataclasses.field(default_factory=dict)  # its figures, by column
-    at: float = 1.0  # after which share of the pre-training's steps it is fine-tuned
+    paper: Mapping[str, float | int] = dataclasses.field(default_factory=dict)  # its figures, by column
+    at: float | int = 1  # after which share of the pre-training's steps it is fine-tuned
     line: str = ""  # of a study that is a figure: which line this point belongs to
     extra: bool = False  # not the paper's: only where it is asked for by name
 
@@ -48,7 +48,7 @@ class Column:
     folder: str = ""  # below the data_dir, where its files lie
     figure: str = ""  # its name in result.json, or several that may stand for it, comma between; "": the task's own
     better: Literal["greater", "less"] = "greater"
-    scale: float = 100.0  # tables show figures times this
+    scale: float | int = 100  # tables show figures times this
     extra: bool = False  # not the paper's: only where it is asked for by name
 
 
@@ -162,9 +162,7 @@ def load_base(path: str, changes: Mapping[str, Any], tuning: Mapping[str, Any]) 
       ValueError: where there is neither, or `changes` are asked of weights.
     """
     if epath.Path(path).is_dir():
-        require(
-            not changes, f"{path} holds weights, whose pre-training is over: --config.{next(iter(changes), '')}=..."
-        )
+        require(not changes, f"{path} holds weights, whose pre-training is over: {', '.join(changes)} cannot change")
         return Base(path, pretrained.open(path).experiment, {}, {}, tuning)
     base = config.override(experiment.load(path), changes)
     return Base(path, base, changes, experiment.defined(path).get("FINE_TUNING", {}), tuning)

@@ -11,7 +11,7 @@ from bert_jax.study import Column, Row, Study
 from experiments.table5 import EXTRA, MNLI, SST2
 
 
-def size(layers: float, width: float = 1, heads: float = 1):
+def size(layers: float | int, width: float | int = 1, heads: float | int = 1):
     """That share of the base's layers and width, by heads as wide as the base's; `heads` divides these anew."""
 
     def changes(base):

@@ -17,6 +17,7 @@ def features(layers: str):
             "task.features.layers": layers,
             "task.bilstm.width": base.encoder.hidden,
             "optimizer.learning_rate": 1e-3,
+            "phases.0.steps": 0,
             "phases.0.epochs": 10,
             "phases.0.lengths": 1,
         }
