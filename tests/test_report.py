@@ -64,8 +64,14 @@ def test_the_table_in_markdown(written: pathlib.Path) -> None:
     assert "| a <b> | 82.5 ± 2.1 [84.4] | 55.0 ± 7.1 [84.4] |" in lines
     assert re.search(r"\| c & d \| 73\.0 ± 2\.8 [*≈] \[84\.4\] \| 40\.0 \? \(1 of 2\) \[84\.4\] \|", text)
     assert "| always the largest class | 50.0 |  |" in lines
-    assert "| 10 | 12,345 | 6.5e+09 | 3 | 1 x cpu |" in text
+    assert "| 10 | 12,345 | 6.5e+09 | 3 | 3,858 | - | 1 x cpu |" in text
     assert text.count("python -m bert_jax --config=file.py") == 8
+
+
+def test_mfu_is_of_all_chips(tmp_path: pathlib.Path) -> None:
+    took = {**TUNED, "flops": 989e12, "seconds": 2.0, "device": "4 x NVIDIA H100 80GB HBM3"}
+    (cell,) = cells(tmp_path, {("row", "column"): [took]})
+    assert report.cost(cell.runs[0, 0])["mfu"] == pytest.approx(1 / 8)
 
 
 def test_the_table_in_json(written: pathlib.Path) -> None:
