@@ -33,7 +33,7 @@ def claim(path: str | os.PathLike[str]) -> Iterator[bool]:
     file = pathlib.Path(path)
     file.parent.mkdir(parents=True, exist_ok=True)
     mine = json.dumps({"host": socket.gethostname(), "process": os.getpid(), "id": uuid.uuid4().hex})
-    if not (_create(file, mine) or (_abandoned(file) and _take_over(file, mine))):
+    if not (_create(file, mine) or _take_over(file, mine)):
         yield False
         return
     over = threading.Event()

@@ -104,6 +104,12 @@ def test_a_run_is_named_by_what_its_result_depends_on(changes: dict[str, Any], s
     assert (here.workdir == there.workdir) == same
 
 
+def test_where_the_workdir_lies_does_not_count() -> None:
+    plan = study.chosen(study.load(str(EXPERIMENTS / "table5.py")))
+    here, there = (study.runs(study.plan(plan, study.load_base(LAPTOP, {}, {}), at)) for at in ("/here", "/else/there"))
+    assert [run.name for run in here] == [run.name for run in there]
+
+
 def test_seeds_of_pre_training_and_of_fine_tuning_are_counted_apart() -> None:
     runs = cell(planned("table5", seeds=4, pretraining_seeds=2), "BERT", "QNLI").runs
     assert set(runs) == {(p, s) for p in range(2) for s in range(4)}
@@ -175,6 +181,13 @@ def test_what_a_fine_tuning_is_made_of() -> None:
     assert not tuned.task.document  # of the base's file, for this column
     assert frozen.optimizer.learning_rate == 1e-3  # the column's own
     assert frozen.task.bilstm.width == 128  # as wide as the base
+    given = study.load_base(LAPTOP, {}, {})
+    own = {name: {"optimizer.weight_decay": decay} for name, decay in (("", 0.3), ("NER features", 0.4))}
+    for fine_tuning, decay in (({}, 0.5), ({"": own[""]}, 0.5), (own, 0.4)):
+        column = Column("NER features", str(EXPERIMENTS / "conll2003.py"), {"optimizer.weight_decay": 0.5})
+        plan = Study("s", "", (Row("r"),), (column,))
+        (one,) = study.plan(plan, dataclasses.replace(given, fine_tuning=fine_tuning), "work")
+        assert one.runs[0, 0].experiment.optimizer.weight_decay == decay
     loud = planned("table8", columns=["NER features"], tuning={"optimizer.learning_rate": "0.5"})
     assert only(loud, "80/10/10", "NER features").experiment.optimizer.learning_rate == 0.5
 
