@@ -37,7 +37,7 @@ def write(study: Study, base: Base, results: Sequence[Result], folder: str | pat
         draw(study, results, home / "table.png")
         pictures["The table"] = home / "table.png"
     for name, figures in (("masked LM", "mlm_loss"), ("left-to-right LM", "lm_loss")):
-        there = {run.name: run.workdir for run in _pretrainings(results) if _has(run, figures)}
+        there = {label: run.workdir for label, run in _pretrainings(results).items() if _has(run, figures)}
         if there:
             picture = home / f"{figures}.png"
             plots.draw(there, [figures, *["nsp_accuracy"] * _nsp(there)], str(picture))
@@ -230,8 +230,17 @@ def _draw_lines(ours: plt.Axes, theirs: plt.Axes | None, cells: Sequence[Result]
     (theirs or ours).set_xlabel("share of the pre-training's steps")
 
 
-def _pretrainings(results: Sequence[Result]) -> list[Run]:
-    return [run for run in runs([one.cell for one in results]) if run.kind == "pre-training"]
+def _pretrainings(results: Sequence[Result]) -> dict[str, Run]:
+    """The pre-trainings, by the first row that stands on each, and the seed where there are several."""
+    several = len({seeds[0] for one in results for seeds in one.cell.runs}) > 1
+    found: dict[str, tuple[str, Run]] = {}
+    for one in results:
+        for seeds, run in one.cell.runs.items():
+            start = run.after or run
+            label = f"{one.row.name}, seed {seeds[0]}" if several else one.row.name
+            if start.kind == "pre-training":
+                found.setdefault(start.workdir, (label, start))
+    return dict(found.values())
 
 
 def _has(run: Run, figure: str) -> bool:
@@ -273,7 +282,7 @@ def page(
         f'{base64.b64encode(path.read_bytes()).decode()}">'
         for name, path in pictures.items()
     )
-    before = "".join(_details(run, data_dir) for run in _pretrainings(results))
+    before = "".join(_details(run, data_dir) for run in _pretrainings(results).values())
     title = html.escape(study.title)
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>'

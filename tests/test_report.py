@@ -118,6 +118,14 @@ def test_a_figure_has_a_line_for_each_kind_of_row(tmp_path: pathlib.Path, monkey
     assert [list(one.lines[0].get_ydata()) for one in panel.containers] == [[50.0, 100.0]] * 2
 
 
+def test_curves_are_named_by_the_rows_that_stand_on_them() -> None:
+    plan = study.chosen(study.load(str(REPOSITORY / "experiments" / "table5.py")))
+    for seeds, labels in ((1, ["BERT", "No NSP", "LTR & No NSP"]), (2, ["BERT, seed 0", "BERT, seed 1"])):
+        plan = study.chosen(plan, pretraining_seeds=seeds)
+        cells = study.plan(plan, study.load_base(str(REPOSITORY / "experiments" / "laptop.py"), {}, {}), "work")
+        assert list(report._pretrainings(results.collect(cells)))[: len(labels)] == labels
+
+
 def test_the_legend_names_all_marks() -> None:
     assert all(mark in report.LEGEND for mark in "≈*?")
     assert study.load(str(REPOSITORY / "experiments" / "table5.py")).title

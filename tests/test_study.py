@@ -79,6 +79,22 @@ def test_rows_and_studies_share_what_is_the_same() -> None:
     assert len(pretrainings) == 3 + 5
 
 
+@pytest.mark.parametrize(
+    ("value", "text", "kind"),
+    [
+        (True, "true", bool),
+        (None, "none", int | None),
+        (1e-3, "0.001", float),
+        ((1, 2), "(1, 2)", tuple[int, ...]),
+        (("a", "b"), "(a, b)", tuple[str, ...]),
+    ],
+    ids=str,
+)
+def test_how_a_value_is_spelled(value: Any, text: str, kind: Any) -> None:
+    assert study.spelled(value) == text
+    assert config.parse(text, kind, "x") == value
+
+
 def test_runs_come_after_what_they_start_from() -> None:
     seen: set[str] = set()
     for run in study.runs(planned("table5")):
@@ -116,6 +132,8 @@ def test_seeds_of_pre_training_and_of_fine_tuning_are_counted_apart() -> None:
     assert {run.after.experiment.seed for run in runs.values()} == {0, 1}
     assert all(run.experiment.seed == s and run.after.experiment.seed == p for (p, s), run in runs.items())
     assert len({run.workdir for run in runs.values()}) == 8
+    assert len({pathlib.Path(run.workdir).parent for run in runs.values()}) == 2
+    assert len({pathlib.Path(run.after.workdir).parent for run in runs.values()}) == 1
     perplexity = cell(planned("table6", seeds=4, pretraining_seeds=2), "L/2", "perplexity").runs
     assert set(perplexity) == {(0, 0), (1, 0)}
 
