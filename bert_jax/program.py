@@ -238,7 +238,8 @@ def step_flops(exp: Experiment, params: Any, length: int, rows: int) -> float:
 def means(figures: list[dict[str, Any]]) -> dict[str, float]:
     """The means of several steps' (sum, weight) pairs, on the host, with the perplexity of a language model's loss."""
     sums = {name: np.sum([np.asarray(one[name], np.float64) for one in figures], axis=0) for name in figures[0]}
-    values = {name: float(total / max(weight, 1e-5)) for name, (total, weight) in sums.items()}
+    counted = {name: pair for name, pair in sums.items() if pair[1] > 0 or pair[0] != 0}  # in a phase without pairs
+    values = {name: float(total / max(weight, 1e-5)) for name, (total, weight) in counted.items()}
     for lm in ("mlm", "lm"):
         if f"{lm}_loss" in values:
             values[f"{lm}_perplexity"] = math.exp(min(values[f"{lm}_loss"], 50.0))

@@ -1,6 +1,7 @@
 """Pre-training's variants: what each changes, and that it changes nothing else (paper, section 5.1)."""
 
 import functools
+import itertools
 import pathlib
 
 import flax.linen as nn
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 import bert_jax
-from bert_jax import config, sharding, train
+from bert_jax import checkpoint, config, metrics, sharding, train
 from bert_jax.config import override
 from bert_jax.experiment import Experiment
 from bert_jax.program import Program
@@ -99,6 +100,25 @@ def test_sentences_of_a_document_in_place_of_pairs(tiny: Experiment) -> None:
 def test_sentences_of_a_document_cannot_be_paired(tiny: Experiment) -> None:
     with pytest.raises(ValueError, match=r"set task\.next_sentence=false"):
         override(tiny, {"task.input_format": "doc_sentences"})
+
+
+def test_short_phases_can_do_without_pairs(tiny: Experiment, tmp_path: pathlib.Path) -> None:
+    """Below `shortest_pair` the input is a stretch of one document; NSP has neither loss nor figure nor gradient."""
+    short = {"task.shortest_pair": 20, "phases.0.steps": 2, "phases.1.steps": 2}
+    exp = override(tiny, {**short, "every.log": 1, "every.checkpoint": 1, "every.keep": 4})
+    train.run(exp, str(tmp_path), quiet=True)
+    there = {
+        line["step"]: sorted(name for name in line if "nsp" in name) for line in metrics.read(str(tmp_path), "train")
+    }
+    assert there == {1: [], 2: [], 3: ["nsp_accuracy", "nsp_loss"], 4: ["nsp_accuracy", "nsp_loss"]}
+    scored = {line["step"]: "nsp_majority" in line for line in metrics.read(str(tmp_path), "validation")}
+    assert scored == {0: False, 2: False, 4: True}
+    kernels = [checkpoint.read_params(str(tmp_path), step)["next_sentence"]["dense"]["kernel"] for step in (1, 2, 4)]
+    moved = [np.abs(after - before).max() for before, after in itertools.pairwise(kernels)]
+    assert moved[0] < 1e-6 < 1e-4 < moved[1], "weight decay alone, then gradients"
+    context = Context(train.find_tokenizer(exp))
+    halves = [exp.task.source("train", length, context).batch(np.arange(8))["segments"].any() for length in (16, 32)]
+    assert halves == [False, True]
 
 
 @pytest.mark.parametrize("changes", [{"task.objective": "left_to_right"}, {"encoder.direction": "left_to_right"}])

@@ -36,6 +36,9 @@ class Pretrain(Task):
     objective: Literal["masked", "left_to_right"] = "masked"  # the latter needs encoder.direction=left_to_right
     next_sentence: bool = True  # whether there is such a loss
     input_format: Literal["segment_pair", "doc_sentences"] = "segment_pair"  # A and B, or sentences of one document
+    # In phases of shorter sequences the input is sentences of one document, without a pair to predict: in 16 tokens
+    # hardly a B follows its A (3%), and two unrelated halves leave a masked LM half of the context.
+    shortest_pair: int = 0
 
     optional: ClassVar[tuple[str, ...]] = ("pooler", "masked_lm", "next_sentence")
     unused: ClassVar[tuple[str, ...]] = ("pooler", "next_sentence", *FINE_TUNED)
@@ -48,6 +51,10 @@ class Pretrain(Task):
             self.input_format == "segment_pair" or not self.next_sentence,
             f"input_format={self.input_format} has no pairs to predict: set task.next_sentence=false",
         )
+
+    def paired(self, length: int) -> bool:
+        """Whether examples of `length` tokens are pairs."""
+        return self.input_format == "segment_pair" and length >= self.shortest_pair
 
     def predicted(self, length: int) -> int:
         return self.masking.predictions(length) if self.objective == "masked" else length - 1
@@ -72,7 +79,7 @@ class Pretrain(Task):
             seed=context.seed,
             split=split,
             heldout=self.heldout,
-            paired=self.input_format == "segment_pair",
+            paired=self.paired(length),
         )
 
     def spec(self, batch_size: int, length: int, encoder: config.Encoder) -> dict[str, jax.ShapeDtypeStruct]:
@@ -105,7 +112,8 @@ class Pretrain(Task):
         parts = {f"{lm}_loss": losses.cross_entropy(*words)}
         figures = {f"{lm}_accuracy": losses.vocabulary_accuracy(*words)}
         if self.next_sentence:
-            following = (outputs["nsp_logits"], batch["next_sentence"], batch["weight"])
+            pairs = batch["weight"] * self.paired(batch["tokens"].shape[1])
+            following = (outputs["nsp_logits"], batch["next_sentence"], pairs)
             parts["nsp_loss"] = losses.cross_entropy(*following)
             figures["nsp_accuracy"] = losses.accuracy(*following)
         return parts, figures
@@ -113,7 +121,7 @@ class Pretrain(Task):
     def baselines(self, context: Context, length: int) -> dict[str, float]:
         """The held-out text's unigram entropy (nats: below it, the model reads context) and the larger NSP class."""
         found = {"unigram_entropy": unigram_entropy(self.open(), "validation", self.heldout, context.seed)}
-        if self.next_sentence:
+        if self.next_sentence and self.paired(length):
             validation = self.source("validation", length, context)
             labels = validation.batch(np.arange(min(len(validation), 10_000)))["next_sentence"]
             found["nsp_majority"] = float(max(np.mean(labels), 1 - np.mean(labels)))
