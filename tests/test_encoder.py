@@ -98,6 +98,13 @@ def test_from_left_to_right_gradients_vanish_ahead(scan: bool, train: bool) -> N
         assert (size[6:] == 0).all()
 
 
+def test_left_to_right_at_some_places_is_what_it_is_there() -> None:
+    args, at = inputs(), jnp.array([[5, 2], [0, 11]])
+    apply = jax.jit(functools.partial(Bert(LEFT).apply, {"params": weights()}))
+    some = apply(*args, at=at).hidden
+    np.testing.assert_allclose(some, jnp.take_along_axis(apply(*args).hidden, at[:, :, None], axis=1), atol=1e-5)
+
+
 def test_left_to_right_ends_where_both_directions_do() -> None:
     """The first layer's last token sees all tokens in both."""
     one = {"layers": 1}
