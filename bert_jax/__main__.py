@@ -36,7 +36,7 @@ _SEEDS = flags.DEFINE_integer("seeds", 1, "Run so many seeds, from the experimen
 _GRID = flags.DEFINE_string("grid", None, "Run a grid: a Python file that defines GRID, values by field.")
 _TOGETHER = flags.DEFINE_integer("together", 1, "Of --seeds and --grid: how many runs share a program, side by side.")
 _KEEP = flags.DEFINE_enum("keep", "best", ["best", "all"], "Of --seeds and --grid: whose checkpoints stay.")
-_MULTIHOST = flags.DEFINE_bool("multihost", False, "One process of several: calls jax.distributed.initialize().")
+_MULTIHOST = flags.DEFINE_bool("multihost", False, "One process of several: see hosts.py.")
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, where the platform does not know it.")
 _PROCESSES = flags.DEFINE_integer("processes", None, "How many processes there are, likewise.")
 _PROCESS = flags.DEFINE_integer("process", None, "The number of this one, from 0, likewise.")
@@ -48,14 +48,14 @@ def main(argv: Sequence[str], changes: dict[str, str]) -> int:
         raise app.UsageError(f"too many arguments: {argv[1:]}; a flag's value follows an equals sign")
     import jax  # after the flags: --help needs no device
 
-    from bert_jax import cache, experiment, sweep, train
+    from bert_jax import cache, experiment, hosts, sweep, train
 
     logging.set_verbosity(logging.ERROR)
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # a program that any run compiled is not compiled again
         folder = pathlib.Path(_CACHE_DIR.value or cache.default_directory()).expanduser()
         jax.config.update("jax_compilation_cache_dir", str(folder / "programs"))
     if _MULTIHOST.value:
-        jax.distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+        hosts.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     try:
         chosen = train.configured(experiment.load(_CONFIG.value), changes, _WORKDIR.value)
         where: dict[str, Any] = {"data_dir": _DATA_DIR.value, "cache_dir": _CACHE_DIR.value}
@@ -74,7 +74,7 @@ def main(argv: Sequence[str], changes: dict[str, str]) -> int:
         if os.environ.get("BERT_JAX_TRACEBACK"):
             raise
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return hosts.leave(1)
     return 0
 
 

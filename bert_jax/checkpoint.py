@@ -29,8 +29,13 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(self._directory, options=options)
 
     def latest(self) -> int | None:
-        """The newest step that there is a checkpoint of."""
+        """The newest step that there is a checkpoint of, or soon will be."""
         return self._manager.latest_step()
+
+    def complete(self) -> int | None:
+        """The newest step whose checkpoint is known to be on disk."""
+        steps = sorted(self._manager.all_steps())
+        return next(iter(steps[-2:-1] if self._manager.is_saving_in_progress() else steps[-1:]), None)
 
     def save(self, step: int, state: Any) -> None:
         """Starts to write `state` (step, params, optimizer); returns once the arrays are copied from the devices.

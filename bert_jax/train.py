@@ -7,13 +7,12 @@ Several runs that differ in seed or learning rate alone can share a program: the
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import json
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -28,6 +27,7 @@ from bert_jax import (
     config,
     data,
     experiment,
+    hosts,
     metrics,
     optimizer,
     pretrained,
@@ -241,29 +241,6 @@ def frozen_encoder(exp: Experiment, workdir: str = "") -> Frozen | None:
     return Frozen(exp.encoder, jax.tree.map(np.asarray, params))
 
 
-@contextlib.contextmanager
-def signals() -> Iterator[Callable[[], int | None]]:
-    """Turns SIGTERM and SIGINT into a question that the loop asks between steps; a second one ends it at once."""
-    heard: list[int] = []
-
-    def hear(signum: int, _: Any) -> None:
-        if heard:
-            raise KeyboardInterrupt
-        heard.append(signum)
-
-    before = {signum: signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        for signum in before:
-            signal.signal(signum, hear)
-    except ValueError:  # not in the main thread: a notebook's or a test's; signals stay as they are
-        before = {}
-    try:
-        yield lambda: heard[0] if heard else None
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
-
-
 def run(
     exp: Experiment, workdir: str, *, data_dir: str = "", cache_dir: str = "", stop_at: int = 0, quiet: bool = False
 ) -> dict[str, Any]:
@@ -280,7 +257,7 @@ def run(
     Raises:
       ValueError: at what is wrong with the experiment, its data or its checkpoints; nothing is lost.
       FloatingPointError: at a loss that is no number; says the step. The last good checkpoint stands.
-      Stopped: at SIGTERM or SIGINT, after the checkpoint is written.
+      Stopped: at SIGTERM or SIGINT, after the checkpoint is written. Of several hosts, all stop where one hears it.
     """
     return run_together([exp], [workdir], data_dir=data_dir, cache_dir=cache_dir, stop_at=stop_at, quiet=quiet)[0]
 
@@ -313,14 +290,15 @@ def run_together(
         frozen = lanes[0].context.frozen if lanes and not own_features(exp) else frozen_encoder(exp, workdir)
         context = Context(find_tokenizer(exp, workdir), data_dir, exp.seed, cache_dir, frozen, quiet)
         lanes.append(_Lane(exp, workdir, context, mesh, sources, quiet=quiet))
-    if jax.process_count() > 1:  # all have read the workdirs before one writes to them
-        multihost_utils.sync_global_devices("start of run")
     try:
-        for lane in lanes:
-            lane.open()
-        unfinished = [lane for lane in lanes if lane.result is None]
-        for step in dict.fromkeys(lane.start for lane in unfinished):
-            _Loop([lane for lane in unfinished if lane.start == step], mesh, stop_at).run()
+        with hosts.together():
+            if jax.process_count() > 1:  # all have read the workdirs before one writes to them
+                multihost_utils.sync_global_devices("start of run")
+            for lane in lanes:
+                lane.open()
+            unfinished = [lane for lane in lanes if lane.result is None]
+            for step in dict.fromkeys(lane.start for lane in unfinished):
+                _Loop([lane for lane in unfinished if lane.start == step], mesh, stop_at).run()
     finally:
         for lane in lanes:
             lane.close()
@@ -492,7 +470,7 @@ class _Loop:
 
     def train(self, step: int, state: State) -> State:
         """Steps from `step`, where `state` stands, up to `last`."""
-        with signals() as heard:
+        with hosts.signals() as heard:
             for phase, stretch in enumerate(self.plan):
                 end = min(stretch.stop, self.last)
                 if step >= end:
@@ -507,7 +485,7 @@ class _Loop:
                     self.count(batch, stretch)
                     self.pending.append((step, figures))
                     self.after(step, state)
-                    signum = heard()
+                    signum = heard(step)
                     if signum is not None:
                         self.save(step, state)
                         raise Stopped(signum, step)
@@ -556,6 +534,11 @@ class _Loop:
         if "tokens_per_second" in mean:
             mean["tokens_per_second"] *= len(each)
         self.progress.log(step, mean)
+        hosts.if_lost(f"the same command on all hosts goes on from the checkpoint of step {self.complete()}")
+
+    def complete(self) -> int:
+        """The newest step whose checkpoint all runs are known to have on disk; 0 where there is none."""
+        return min((lane.checkpoints.complete() or 0) if lane.checkpoints else 0 for lane in self.lanes)
 
     def check(self, lane: _Lane, steps: Sequence[int], figures: Sequence[dict[str, Any]]) -> None:
         """That all losses are numbers."""

@@ -2,11 +2,9 @@
 
 import dataclasses
 import json
-import os
 import pathlib
 import signal
 import subprocess
-import sys
 import time
 
 import jax
@@ -19,7 +17,7 @@ from bert_jax import building, checkpoint, config, experiment, metrics, sharding
 from bert_jax.config import override
 from bert_jax.experiment import Experiment
 from bert_jax.program import Program, means
-from tests.conftest import REPOSITORY
+from tests.conftest import command, environment
 
 
 def params(workdir: pathlib.Path, step: int | None = None) -> dict[str, np.ndarray]:
@@ -35,25 +33,6 @@ def assert_same(a: pathlib.Path, b: pathlib.Path) -> None:
     assert metrics.read(str(a), "validation") == metrics.read(str(b), "validation")
     steps = [line["step"] for line in metrics.read(str(b), "train")]
     assert steps == sorted(set(steps)), "a step was logged twice"
-
-
-def command(exp: Experiment, folder: pathlib.Path, workdir: pathlib.Path, *flags: str) -> list[str]:
-    """The command line that runs `exp`, which it writes to a file first."""
-    file = folder / "experiment.py"
-    file.write_text(
-        "import json\nfrom bert_jax import config, experiment\n"
-        f"EXPERIMENT = config.from_dict(json.loads({json.dumps(config.to_dict(exp))!r}), experiment.kinds())\n"
-    )
-    return [sys.executable, "-m", "bert_jax", f"--config={file}", f"--workdir={workdir}", *flags]
-
-
-def environment(devices: int = 1) -> dict[str, str]:
-    return {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-        "PYTHONPATH": str(REPOSITORY),
-    }
 
 
 pytestmark = pytest.mark.usefixtures("few_devices")
@@ -176,28 +155,6 @@ def test_a_checkpoint_goes_on_on_another_mesh(tiny: Experiment, whole: pathlib.P
     moved = params(tmp_path)
     for path, leaf in params(whole).items():
         np.testing.assert_allclose(leaf, moved[path], rtol=1e-3, atol=1e-5, err_msg=path)
-
-
-def test_two_hosts_are_one(tiny: Experiment, whole: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    """Two processes joined by jax.distributed, each with one device: the same losses as one process."""
-    import socket
-
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    exp = dataclasses.replace(tiny, mesh=config.Mesh(data=2))
-    joined = ("--multihost", f"--coordinator=localhost:{port}", "--processes=2")
-    lines = [command(exp, tmp_path, tmp_path / "run", *joined, f"--process={number}") for number in range(2)]
-    processes = [
-        subprocess.Popen(line, env=environment(), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        for line in lines
-    ]
-    said = [process.communicate(timeout=240) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], said
-    alone, together = (metrics.read(str(d)) for d in (whole, tmp_path / "run"))
-    assert [line["step"] for line in alone] == [line["step"] for line in together]
-    for one, two in zip(alone, together, strict=True):
-        assert one["loss"] == pytest.approx(two["loss"], rel=1e-5)
 
 
 def test_a_nan_stops_the_run_and_keeps_the_last_good_checkpoint(tiny: Experiment, tmp_path: pathlib.Path) -> None:
