@@ -311,6 +311,62 @@ def test_each_phase_is_scored_at_its_end(whole: pathlib.Path) -> None:
     assert lines[0]["nsp_majority"] != lines[2]["nsp_majority"], "another length has other pairs"
 
 
+def test_the_result_says_where_the_time_went(tiny: Experiment, tmp_path: pathlib.Path) -> None:
+    """Of both calls of a run that went on, and of what lies between them."""
+    train.run(tiny, str(tmp_path), stop_at=7, quiet=True)
+    lines = metrics.read(str(tmp_path), "goodput")
+    assert [line["step"] for line in lines] == [3, 6, 7]
+    assert lines[-1]["restarts"] == 0
+    assert all(lines[-1][place] > 0 for place in ("steps", "compile", "evaluation", "checkpoints", "start"))
+    goodput = train.run(tiny, str(tmp_path), quiet=True)["goodput"]
+    assert goodput == json.loads((tmp_path / "result.json").read_text())["goodput"]
+    assert goodput["restarts"] > 0
+    assert sum(share for place, share in goodput.items() if place != "seconds") == pytest.approx(1, abs=1e-3)
+    after = metrics.read(str(tmp_path), "goodput")
+    assert after[:3] == lines
+    assert [line["step"] for line in after[3:]] == [9, 10]
+    assert all(after[-1][place] >= lines[-1][place] for place in metrics.Goodput.PLACES)
+
+
+@pytest.mark.parametrize(
+    ("steps", "message"), [((0, 3), "counted from 1"), ((4, 3), "4 to 3"), ((9, 11), "ends at 10")]
+)
+def test_steps_that_cannot_be_profiled_are_said(
+    tiny: Experiment, tmp_path: pathlib.Path, steps: tuple[int, int], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        train.run(tiny, str(tmp_path / "run"), profile=steps, quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_profile_has_the_steps_that_were_asked_for(
+    tiny: Experiment, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And of those that an earlier call made, none; a call that stops in their midst writes what it has."""
+    did: list[object] = []
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda folder: did.append(pathlib.Path(folder)))
+    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: did.append("stop"))
+    before = Program.__init__
+
+    def init(self: Program, *arguments: object) -> None:
+        before(self, *arguments)
+        compiled = self.step
+        self.step = lambda *inputs: (did.append(int(inputs[0].step) + 1), compiled(*inputs))[1]
+
+    monkeypatch.setattr(Program, "__init__", init)
+    nan = override(tiny, {"optimizer.learning_rate": 1e38, "optimizer.warmup": 4})
+    with pytest.raises(FloatingPointError):
+        train.run(nan, str(tmp_path / "nan"), profile=(1, 10), quiet=True)
+    assert (did[0], did[-1]) == (tmp_path / "nan" / "profile", "stop")
+    did.clear()
+    train.run(tiny, str(tmp_path / "run"), stop_at=3, profile=(2, 3), quiet=True)
+    folder = tmp_path / "run" / "profile"
+    assert did == [1, folder, 2, 3, "stop"]
+    did.clear()
+    train.run(tiny, str(tmp_path / "run"), profile=(2, 4), quiet=True)
+    assert did == [folder, 4, "stop", 5, 6, 7, 8, 9, 10]
+
+
 def test_a_sentencepiece_model_stands_in_for_the_vocabulary(tiny: Experiment, tmp_path: pathlib.Path) -> None:
     """In corpus, training (of whole words) and prediction alike."""
     rng = np.random.default_rng(0)
@@ -346,6 +402,7 @@ def test_runs_in_one_program_end_as_each_by_itself(tiny: Experiment, tmp_path: p
     assert train.run_together(exps, together, quiet=True) == found  # what is done is not done again
     for one, other, a, b in zip(expected, found, alone, together, strict=True):
         assert other.pop("device") == one.pop("device")
+        assert other.pop("goodput").keys() == one.pop("goodput").keys()
         assert other == pytest.approx(one, rel=1e-4)
         assert experiment.read_config(a) == experiment.read_config(b)
         here, there = params(pathlib.Path(a)), params(pathlib.Path(b))
