@@ -40,8 +40,9 @@ class _LastWords:
         atexit.register(self.set, "")
 
     def set(self, line: str) -> None:
-        self._pipe.write(line + "\n")
-        self._pipe.flush()
+        with contextlib.suppress(BrokenPipeError):  # somebody ended the shell: that is no reason to end the run
+            self._pipe.write(line + "\n")
+            self._pipe.flush()
 
 
 _last_words: list[_LastWords] = []  # of this process, once it has joined others
@@ -83,7 +84,7 @@ def together() -> Iterator[None]:
     except Exception as error:
         if jax.process_count() == 1 or not _BROKEN.match(str(error)):
             raise
-        print(f"lost touch with another host: {str(error).splitlines()[0]}", file=sys.stderr, flush=True)
+        print(f"waiting to hear whether a host is lost: {str(error).splitlines()[0]}", file=sys.stderr, flush=True)
         time.sleep(2 * HEARTBEAT)
         raise
 
