@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import os
-import pathlib
 import re
 import sys
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ from typing import Any
 
 from absl import app, flags, logging
 
+from bert_jax import startup
 from bert_jax.config import require, split_flags
 
 _CONFIG = flags.DEFINE_string("config", None, "The experiment: a Python file that defines EXPERIMENT.", required=True)
@@ -48,14 +48,10 @@ def main(argv: Sequence[str], changes: dict[str, str]) -> int:
     """Exit codes: 0 done, 1 an error that stands on stderr, 128 + n stopped by signal n with the state saved."""
     if len(argv) > 1:
         raise app.UsageError(f"too many arguments: {argv[1:]}; a flag's value follows an equals sign")
-    import jax  # after the flags: --help needs no device
-
-    from bert_jax import cache, experiment, hosts, sweep, train
+    from bert_jax import experiment, hosts, sweep, train  # after the flags: --help needs no JAX
 
     logging.set_verbosity(logging.ERROR)
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # a program that any run compiled is not compiled again
-        folder = pathlib.Path(_CACHE_DIR.value or cache.default_directory()).expanduser()
-        jax.config.update("jax_compilation_cache_dir", str(folder / "programs"))
+    startup.keep_programs(_CACHE_DIR.value)
     if _MULTIHOST.value:
         hosts.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     try:
@@ -89,18 +85,8 @@ def _steps(text: str) -> tuple[int, int] | None:
     return (int(match[1]), int(match[2])) if match else None
 
 
-def use_huge_pages() -> None:
-    """Starts this Python anew with glibc told to ask for huge pages, which it reads at the start of a process alone.
-
-    On a CPU, each step's arrays are mapped anew: a Base step (8 x 128) takes 390,000 page faults, or with this 1,400.
-    """
-    if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
-        os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
-        os.execv(sys.executable, sys.orig_argv)
-
-
 if __name__ == "__main__":
-    use_huge_pages()
+    startup.use_huge_pages()
     try:
         arguments, overrides = split_flags(sys.argv)
     except ValueError as problem:

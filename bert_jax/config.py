@@ -51,6 +51,11 @@ class Encoder:
     gelu: Literal["erf", "tanh"] = "erf"  # erf at the release of the paper; later reference code has tanh
     layer_norm_eps: float = 1e-12
     init_stddev: float = 0.02  # of a normal distribution cut at two sigma
+    # What a token attends to: all tokens, or those before it and itself (paper, section 5.1). Goes with the weights.
+    direction: Literal["both", "left_to_right"] = "both"
+    # Whose hidden state stands for the whole: the first token's, [CLS], as in the paper; or the last one's, a [SEP],
+    # which is the only one that has seen all where `direction` is left_to_right. There [CLS] has seen nothing.
+    classify_from: Literal["first", "last"] = "first"
     dtype: Literal["float32", "bfloat16"] = "float32"  # of activations; parameters are always float32
     dropout_rng: Literal["hash", "threefry"] = "hash"  # where dropout's bits come from: see dropout.py
     scan: bool = True  # one compiled layer, looped over; False unrolls it: slower to compile, faster to run
@@ -71,6 +76,10 @@ class Encoder:
         require(
             self.hidden % self.heads == 0,
             f"hidden must be a multiple of heads, not {self.hidden} over {self.heads} heads",
+        )
+        require(
+            self.direction == "both" or self.classify_from == "last",
+            "from left to right [CLS] sees nothing but itself: set encoder.classify_from=last too",
         )
 
     @property
@@ -287,7 +296,7 @@ def override(config: T, changes: Mapping[str, Any]) -> T:
     return dataclasses.replace(config, **replaced)  # type: ignore[type-var]
 
 
-def split_flags(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+def split_flags(argv: Sequence[str], prefix: str = "config.") -> tuple[list[str], dict[str, str]]:
     """Takes the --config.a.b=VALUE flags out of a command line: absl cannot know them before the file is read.
 
     Raises:
@@ -296,10 +305,10 @@ def split_flags(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     rest, changes = [], {}
     for argument in argv:
         name, equals, value = argument.lstrip("-").partition("=")
-        if argument.startswith("-") and name.startswith("config."):
+        if argument.startswith("-") and name.startswith(prefix):
             if not equals:
                 raise ValueError(f"{argument} needs a value: {argument}=VALUE")
-            changes[name.removeprefix("config.")] = value
+            changes[name.removeprefix(prefix)] = value
         else:
             rest.append(argument)
     return rest, changes

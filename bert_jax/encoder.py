@@ -27,6 +27,11 @@ KEPT = {
 }
 
 
+# Added to the scores of tokens that are not attended to, as in the reference. In float32 it leaves them a weight of
+# exactly 0 beside any other, and a row that is all padding (it fills up a last batch) stays finite.
+HIDDEN = -10_000.0
+
+
 class Encoded(NamedTuple):
     """What the encoder gives its heads."""
 
@@ -63,9 +68,7 @@ class Bert(nn.Module):
         length, room = tokens.shape[1], self.config.max_positions
         require(length <= room, f"a sequence of {length} tokens exceeds the model's {room} positions (max_positions)")
         x, table = Embeddings(self.config, name="embeddings")(tokens, segments, train=train)
-        # Added to the scores, as in the reference. In float32 it leaves padding a weight of exactly 0 beside any real
-        # token, and a row that is all padding (it fills up a last batch) stays finite.
-        bias = jnp.where(mask, 0.0, -10_000.0)[:, None, None, :]
+        bias = jnp.where(mask, 0.0, HIDDEN)[:, None, None, :]
         layers = self.config.layers
         layer = Layer(self.config, train, parent=None)
         stacked = self.param("layers", self._init_layers, x, bias)
@@ -144,7 +147,7 @@ class Layer(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention, dropout on its probabilities."""
+    """Multi-head self-attention, dropout on its probabilities; with `direction` left_to_right, to what lies behind."""
 
     config: config.Encoder
 
@@ -162,6 +165,10 @@ class Attention(nn.Module):
         query, key, value = Projections(c, name="qkv")(x)
         query = query if at is None else jnp.take_along_axis(query, at[:, :, None, None], axis=1)
         scores = jnp.einsum("bqhk,bthk->bhqt", query * size**-0.5, key, preferred_element_type=jnp.float32)
+        if c.direction == "left_to_right":
+            places = jnp.arange(x.shape[1])
+            own = places[None] if at is None else at
+            scores = jnp.where(places[None, None, None] <= own[:, None, :, None], scores, HIDDEN)
         probabilities = softmax(scores + bias, x.dtype)
         probabilities = Dropout(c.attention_dropout, c.dropout_rng, name="dropout")(probabilities, train=train)
         mixed = checkpoint_name(jnp.einsum("bhqt,bthk->bqhk", probabilities, value), "attention")

@@ -9,7 +9,7 @@ import pathlib
 import runpy
 import sys
 from collections.abc import Iterator
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from etils import epath
 
@@ -40,6 +40,7 @@ class Experiment:
     every: config.Every = config.Every()
     vocab: str = ""  # vocab.txt, a SentencePiece model or a directory with one; "": that of the corpus or of init_from
     init_from: str = ""  # weights, vocabulary and encoder to start from: a workdir, a Hugging Face or TF1 directory
+    init_step: int | None = None  # which of the checkpoints, where init_from is a workdir; none: the last
     init_positions: Positions = "same"  # what becomes of their positions where encoder.max_positions is another
     random_init: bool = False  # take init_from's vocabulary and encoder, but not its weights: the control of a study
     predict: bool = False  # write the predictions of validation and test splits at the end, to WORKDIR/predictions
@@ -66,13 +67,22 @@ def load(path: str) -> Experiment:
     Raises:
       ValueError: where there is no such file, or it defines no EXPERIMENT.
     """
-    file = pathlib.Path(path).resolve()
-    require(file.is_file(), f"there is no experiment file {path}")
-    with _importable(file.parent.parent):
-        found = runpy.run_path(str(file)).get("EXPERIMENT")
+    found = defined(path).get("EXPERIMENT")
     if not isinstance(found, Experiment):
         raise ValueError(f"{path} must define EXPERIMENT = Experiment(...)")
     return found
+
+
+def defined(path: str) -> dict[str, Any]:
+    """All that a Python file defines, by name.
+
+    Raises:
+      ValueError: where there is no such file.
+    """
+    file = pathlib.Path(path).resolve()
+    require(file.is_file(), f"there is no file {path}")
+    with _importable(file.parent.parent):
+        return runpy.run_path(str(file))
 
 
 @contextlib.contextmanager

@@ -8,8 +8,10 @@ does not count. With P = 4 D D + 2 D F, the kernels of a layer, the forward pass
     + 4 D D T + 2 (P - 2 D D) R + 4 R T D                       the last: keys and values of all T; the rest where read
     + 2 (each head's kernel) x (the positions it reads)         and 2 V D M for the masked LM's logits
 
-where R is how many positions the heads read: M predicted ones and [CLS] in pre-training, [CLS] alone in classification,
-all T for spans and tags. So a step has about 6 x (parameters in kernels) x tokens, and 12 L T D x tokens of attention.
+where R is how many positions the heads read: M predicted ones and [CLS] in pre-training (M is T - 1 from left to
+right), [CLS] alone in classification, all T for spans, tags and what reads a BiLSTM. Scores that a left-to-right model
+hides count like the others: a plain program computes them. So a step has about 6 x (parameters in kernels) x tokens,
+and 12 L T D x tokens of attention.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ import jax
 
 from bert_jax import config
 
-EVERY_TOKEN = ("tagger", "span")  # the heads that read all positions; the masked LM reads M, the others [CLS]
+EVERY_TOKEN = ("bilstm", "tagger", "span")  # the heads that read all positions; an LM reads M, the others [CLS]
 
 
 def of_step(encoder: config.Encoder, params: Mapping[str, Any], sequences: int, length: int, predictions: int) -> float:
@@ -33,7 +35,7 @@ def of_step(encoder: config.Encoder, params: Mapping[str, Any], sequences: int, 
       params: the module's parameters, arrays or shapes: what heads there are.
       sequences: in the step's whole batch.
       length: T, with padding.
-      predictions: M, where there is a masked LM.
+      predictions: M, where there is a language model.
     """
     c, t = encoder, length
     layer = 4 * c.hidden**2 + 2 * c.hidden * c.feed_forward
@@ -42,7 +44,8 @@ def of_step(encoder: config.Encoder, params: Mapping[str, Any], sequences: int, 
         if name == "encoder":
             continue
         positions = predictions if name == "masked_lm" else t if name in EVERY_TOKEN else 1
-        kernels = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(head) if len(leaf.shape) == 2)
+        leaves = jax.tree_util.tree_leaves_with_path(head)
+        kernels = sum(math.prod(leaf.shape) for path, leaf in leaves if path[-1].key in ("kernel", "recurrent"))
         kernels += c.vocab_size * c.hidden if name == "masked_lm" else 0
         heads += 2 * kernels * positions
         read += positions if name in ("masked_lm", *EVERY_TOKEN) else 0

@@ -8,7 +8,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from bert_jax import config
 from bert_jax.dropout import Dropout
@@ -16,7 +16,7 @@ from bert_jax.encoder import Bert, LayerNorm, dense, gelu
 
 
 class Pooler(nn.Module):
-    """Dense and tanh on the hidden state of [CLS]: what NSP and classifiers read."""
+    """Dense and tanh on the first hidden state that it is given, the one of `place`: what NSP and classifiers read."""
 
     config: config.Encoder
 
@@ -26,7 +26,10 @@ class Pooler(nn.Module):
 
 
 class MaskedLM(nn.Module):
-    """Dense, GELU, LayerNorm, then the word embeddings and an output bias: float32 logits, only where predicted."""
+    """Dense, GELU, LayerNorm, then the word embeddings and an output bias: float32 logits, only where predicted.
+
+    A left-to-right LM has the same head: nothing but its direction shall set it apart.
+    """
 
     config: config.Encoder
 
@@ -162,38 +165,79 @@ class Mix(nn.Module):
         return jnp.einsum("...sd,s->...d", layers, jax.nn.softmax(weights).astype(layers.dtype))
 
 
+def place(config: config.Encoder, mask: Bool[Array, "B T"]) -> Int[Array, "B 1"]:
+    """Where the token stands whose hidden state stands for the whole: see `Encoder.classify_from`."""
+    if config.classify_from == "first":
+        return jnp.zeros((mask.shape[0], 1), jnp.int32)
+    return jnp.maximum(mask.sum(axis=1, dtype=jnp.int32) - 1, 0)[:, None]  # a row that is all padding has none
+
+
 class PreTraining(nn.Module):
-    """Encoder, masked LM and next sentence, on a batch that `masking.corrupt` went through."""
+    """Encoder, LM and next sentence. The LM follows the encoder's direction: masked, or from left to right.
+
+    A masked LM takes a batch that `masking.corrupt` went through; from left to right each token predicts the next.
+    """
 
     config: config.Encoder
     next_sentence: bool = True  # some published models have no such head, and no pooler
 
     @nn.compact
     def __call__(self, batch: dict[str, Array], *, train: bool = False) -> dict[str, Array]:
-        """`mlm_logits` [B, M, V] and, with `next_sentence`, `nsp_logits` [B, 2]."""
+        """`mlm_logits` [B, M, V] or `lm_logits` [B, T - 1, V] and, with `next_sentence`, `nsp_logits` [B, 2]."""
         c = self.config
-        read = jnp.pad(batch["positions"], ((0, 0), (1, 0)))  # [CLS], which stands at 0, and the predicted ones
-        encoded = Bert(c, name="encoder")(batch["tokens"], batch["segments"], batch["mask"], train=train, at=read)
-        outputs = {"mlm_logits": MaskedLM(c, name="masked_lm")(encoded.hidden[:, 1:], encoded.table)}
+        tokens, segments, mask = (batch[name] for name in ("tokens", "segments", "mask"))
+        encoder, lm, whole = Bert(c, name="encoder"), MaskedLM(c, name="masked_lm"), place(c, mask)
+        if c.direction == "both":
+            read = jnp.concatenate([whole, batch["positions"]], axis=1)
+            encoded = encoder(tokens, segments, mask, train=train, at=read)
+            outputs = {"mlm_logits": lm(encoded.hidden[:, 1:], encoded.table)}
+            first = encoded.hidden[:, :1]
+        else:
+            encoded = encoder(tokens, segments, mask, train=train)
+            outputs = {"lm_logits": lm(encoded.hidden[:, :-1], encoded.table)}
+            first = jnp.take_along_axis(encoded.hidden, whole[:, :, None], axis=1)
         if self.next_sentence:
-            outputs["nsp_logits"] = NextSentence(c, name="next_sentence")(Pooler(c, name="pooler")(encoded.hidden))
+            outputs["nsp_logits"] = NextSentence(c, name="next_sentence")(Pooler(c, name="pooler")(first))
         return outputs
 
 
+def summary(
+    config: config.Encoder,
+    bilstm: config.BiLSTM | None,
+    tokens: Int[Array, "B T"],
+    segments: Int[Array, "B T"],
+    mask: Bool[Array, "B T"],
+    *,
+    train: bool,
+) -> Float[Array, "B N"]:
+    """One vector for each row, in the module that calls it: of encoder and pooler, as in the paper, [B, D].
+
+    With `bilstm`, of encoder and BiLSTM, [B, 2 width]: the states in which its two directions end, the forward one
+    after the last token, the backward one after the first. Each has seen all, so no pooler need bring them together.
+    """
+    encoder = Bert(config, name="encoder")
+    if bilstm is None:
+        encoded = encoder(tokens, segments, mask, train=train, at=place(config, mask))
+        return Pooler(config, name="pooler")(encoded.hidden)
+    hidden = encoder(tokens, segments, mask, train=train).hidden
+    states = BiLSTM(config, bilstm, name="bilstm")(hidden, mask, train=train)
+    forward, backward = jnp.split(states, 2, axis=-1)
+    return jnp.concatenate([forward[:, -1], backward[:, 0]], axis=-1)  # padding leaves a state as it is
+
+
 class Classification(nn.Module):
-    """Encoder, pooler and classifier: a label for each sentence or pair of sentences."""
+    """Encoder, pooler (or BiLSTM) and classifier: a label for each sentence or pair of sentences."""
 
     config: config.Encoder
     classes: int
+    bilstm: config.BiLSTM | None = None
 
     @nn.compact
     def __call__(self, batch: dict[str, Array], *, train: bool = False) -> dict[str, Array]:
         """`logits` [B, C]."""
-        c = self.config
-        read = jnp.zeros((batch["tokens"].shape[0], 1), jnp.int32)  # [CLS]
-        encoded = Bert(c, name="encoder")(batch["tokens"], batch["segments"], batch["mask"], train=train, at=read)
-        pooled = Pooler(c, name="pooler")(encoded.hidden)
-        return {"logits": Classifier(c, self.classes, name="classifier")(pooled, train=train)}
+        read = (batch[name] for name in ("tokens", "segments", "mask"))
+        vector = summary(self.config, self.bilstm, *read, train=train)
+        return {"logits": Classifier(self.config, self.classes, name="classifier")(vector, train=train)}
 
 
 class Tagging(nn.Module):
@@ -239,29 +283,32 @@ class SpanPrediction(nn.Module):
     """Encoder and two logits of every token: that the answer starts, that it ends there (paper, section 4.2)."""
 
     config: config.Encoder
+    bilstm: config.BiLSTM | None = None
 
     @nn.compact
     def __call__(self, batch: dict[str, Array], *, train: bool = False) -> dict[str, Array]:
         """`start_logits` and `end_logits` [B, T], float32, on padding too: decoding leaves it out."""
         c = self.config
-        encoded = Bert(c, name="encoder")(batch["tokens"], batch["segments"], batch["mask"], train=train)
-        logits = Span(c, name="span")(encoded.hidden)
+        x = Bert(c, name="encoder")(batch["tokens"], batch["segments"], batch["mask"], train=train).hidden
+        if self.bilstm is not None:
+            x = BiLSTM(c, self.bilstm, name="bilstm")(x, batch["mask"], train=train)
+        logits = Span(c, name="span")(x)
         return {"start_logits": logits[..., 0], "end_logits": logits[..., 1]}
 
 
 class MultipleChoice(nn.Module):
-    """Encoder, pooler and a score for each of N choices, each read by itself (paper, section 4.4)."""
+    """Encoder, pooler (or BiLSTM) and a score for each of N choices, each read by itself (paper, section 4.4)."""
 
     config: config.Encoder
+    bilstm: config.BiLSTM | None = None
 
     @nn.compact
     def __call__(self, batch: dict[str, Array], *, train: bool = False) -> dict[str, Array]:
         """`logits` [B, N], from tokens, segments and mask [B, N, T]."""
         c = self.config
         flat = [batch[name].reshape(-1, batch[name].shape[-1]) for name in ("tokens", "segments", "mask")]
-        read = jnp.zeros((flat[0].shape[0], 1), jnp.int32)  # [CLS]
-        pooled = Pooler(c, name="pooler")(Bert(c, name="encoder")(*flat, train=train, at=read).hidden)
-        scores = Classifier(c, 1, name="choice")(pooled, train=train)
+        vector = summary(c, self.bilstm, *flat, train=train)
+        scores = Classifier(c, 1, name="choice")(vector, train=train)
         return {"logits": scores.reshape(batch["tokens"].shape[:2])}
 
 
@@ -273,14 +320,15 @@ def module_of(config: config.Encoder, params: Mapping[str, Any]) -> nn.Module | 
     classes = {
         name: head["dense"]["bias"].shape[0] for name, head in params.items() if name in ("classifier", "tagger")
     }
+    bilstm = _bilstm_of(params)
     if "classifier" in params:
-        return Classification(config, classes["classifier"])
+        return Classification(config, classes["classifier"], bilstm)
     if "tagger" in params:
-        return Tagging(config, classes["tagger"], _bilstm_of(params))
+        return Tagging(config, classes["tagger"], bilstm)
     if "span" in params:
-        return SpanPrediction(config)
+        return SpanPrediction(config, bilstm)
     if "choice" in params:
-        return MultipleChoice(config)
+        return MultipleChoice(config, bilstm)
     if "masked_lm" in params:
         return PreTraining(config, next_sentence="next_sentence" in params)
     return None

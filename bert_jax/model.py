@@ -136,6 +136,7 @@ class Model:
           ValueError: where there is not exactly one [MASK], or the run trained no masked LM.
         """
         require("masked_lm" in self.params, "this model has no masked LM head: load the pre-training run's workdir")
+        require(self.config.direction == "both", "a model that reads from left to right fills no [MASK]")
         parts = text.split("[MASK]")
         require(len(parts) == 2, f"the text must hold [MASK] exactly once, not {len(parts) - 1} times: {text!r}")
         # Raw text never yields special tokens, so the mask's place is set by hand.

@@ -36,7 +36,7 @@ ROW = np.dtype(
         ("a_start", np.int64),  # in tokens of the store
         ("a_length", np.int32),
         ("b_start", np.int64),
-        ("b_length", np.int32),
+        ("b_length", np.int32),  # -1: there is no B, and no [SEP] after it
         ("is_random", np.bool_),  # the reference's label: 0 = B is what follows A, 1 = B is from another document
     ]
 )
@@ -57,33 +57,41 @@ def held_out(corpus: Corpus, share: float, seed: int) -> np.ndarray:
     return chosen
 
 
-def members(corpus: Corpus, split: str, heldout: float, seed: int) -> np.ndarray:
+def members(corpus: Corpus, split: str, heldout: float, seed: int, paired: bool = True) -> np.ndarray:
     """The documents that belong to `split`, int64 and ascending.
 
     Raises:
-      ValueError: where they are too few to take a random B from another document.
+      ValueError: where there are none or, `paired`, too few to take a random B from another document.
     """
     require(split in ("train", "validation"), f"split must be 'train' or 'validation', not {split!r}")
     chosen = np.flatnonzero(held_out(corpus, heldout, seed) == (split == "validation"))
+    needed = "next sentence prediction needs 2 documents or more" if paired else "pre-training needs a document"
     require(
-        len(chosen) >= 2,
-        f"next sentence prediction needs 2 documents or more, and the {split} split of {corpus.directory} has "
-        f"{len(chosen)} (of {corpus.count('documents')} in all, heldout={heldout:g}): give more text, or mark where "
-        "documents end with a blank line",
+        len(chosen) >= (2 if paired else 1),
+        f"{needed}, and the {split} split of {corpus.directory} has {len(chosen)} (of {corpus.count('documents')} in "
+        f"all, heldout={heldout:g}): give more text, or mark where documents end with a blank line",
     )
     return chosen
 
 
 def pairs(
-    corpus: Corpus, split: np.ndarray, first: int, last: int, length: int, rng: np.random.Generator
+    corpus: Corpus,
+    split: np.ndarray,
+    first: int,
+    last: int,
+    length: int,
+    rng: np.random.Generator,
+    paired: bool = True,
 ) -> np.ndarray:
     """The rows [examples] that documents `first` to `last` (exclusive) give in one pass, those in `split` (`members`).
 
     Sentences are gathered into a chunk until it is as long as the target, or the document ends. A is the chunk's first
     sentences, a uniform number of them; B is the rest or, at a coin under one half and where the chunk has a single
     sentence, comes from a random document. The sentences that a random B displaced begin the next chunk.
+
+    Not `paired`, the whole chunk is A, and there is no B.
     """
-    room = length - 3  # for A and B, beside [CLS] and two [SEP]
+    room = length - 3 if paired else length - 2  # for A and B, beside [CLS] and two [SEP], or one
     documents = np.asarray(corpus.documents[first : last + 1])
     base = documents[0]
     starts = np.asarray(corpus.sentences[base : documents[-1] + 1])  # [sentences + 1] of these documents, in tokens
@@ -96,7 +104,8 @@ def pairs(
     here = np.arange(len(owner))
     end = np.minimum(np.searchsorted(starts, starts[:-1] + target), documents[owner + 1])
     cut = here + 1 + (rng.random(len(owner)) * np.maximum(end - here - 1, 1)).astype(np.int64)
-    is_random = (end - here == 1) | (rng.random(len(owner)) < 0.5)
+    cut = cut if paired else end
+    is_random = ((end - here == 1) | (rng.random(len(owner)) < 0.5)) & paired
     follow = np.where(is_random, cut, end).tolist()
     begins: list[int] = []
     bounds = documents.tolist()
@@ -120,7 +129,7 @@ def pairs(
     rows["a_start"] = a_start + rng.binomial(a_dropped, 0.5)  # each dropped token goes from the front or from the back
     rows["a_length"] = a_length - a_dropped
     rows["b_start"] = b_start + rng.binomial(b_dropped, 0.5)
-    rows["b_length"] = b_length - b_dropped
+    rows["b_length"] = b_length - b_dropped if paired else -1
     rows["is_random"] = is_random
     return rows
 
@@ -170,6 +179,7 @@ class Pass:
     seed: int
     split: str
     heldout: float
+    paired: bool = True
 
 
 def index(corpus: Corpus, which: Pass) -> np.ndarray:
@@ -183,7 +193,8 @@ def index(corpus: Corpus, which: Pass) -> np.ndarray:
     """
     key = json.dumps([FORMAT, corpus.fingerprint, *dataclasses.astuple(which)])
     digest = hashlib.sha256(key.encode()).hexdigest()[:16]
-    name = f"{which.split}-length{which.length}-pass{which.number}-seed{which.seed}-{digest}.npy"
+    kind = f"{which.split}{'' if which.paired else '-unpaired'}"
+    name = f"{kind}-length{which.length}-pass{which.number}-seed{which.seed}-{digest}.npy"
     private = pathlib.Path(tempfile.gettempdir()) / f"bert_jax-{getpass.getuser()}" / "index"
     homes = [corpus.directory / INDEX, private]
     for home in homes:
@@ -209,11 +220,12 @@ def index(corpus: Corpus, which: Pass) -> np.ndarray:
 
 
 def _write(file: BinaryIO, corpus: Corpus, which: Pass) -> None:
-    split = members(corpus, which.split, which.heldout, which.seed)
+    split = members(corpus, which.split, which.heldout, which.seed, which.paired)
     _header(file, 0)
     count, said = 0, time.monotonic()
     for block, (first, last) in enumerate(_blocks(corpus)):
-        rows = pairs(corpus, split, first, last, which.length, np.random.default_rng((which.seed, which.number, block)))
+        rng = np.random.default_rng((which.seed, which.number, block))
+        rows = pairs(corpus, split, first, last, which.length, rng, which.paired)
         file.write(rows.tobytes())
         count += len(rows)
         if time.monotonic() - said > 5:
@@ -242,6 +254,7 @@ class PairExamples:
       passes: how often the train documents are paired anew (the reference's dupe_factor).
       seed: of the split and of the pairing.
       heldout: share of the documents that make up the validation split.
+      paired: False gives sentences of one document, [CLS] A [SEP], in place of pairs.
 
     Raises:
       ValueError: where the split has fewer than two documents.
@@ -252,18 +265,26 @@ class PairExamples:
     """
 
     def __init__(
-        self, corpus: Corpus, *, length: int, passes: int, seed: int, split: str = "train", heldout: float = 0.01
+        self,
+        corpus: Corpus,
+        *,
+        length: int,
+        passes: int,
+        seed: int,
+        split: str = "train",
+        heldout: float = 0.01,
+        paired: bool = True,
     ) -> None:
         require(length >= 5, f"length must be 5 or more ([CLS] A [SEP] B [SEP]), not {length}")
         require(passes >= 1, f"passes must be 1 or more, not {passes}")
         require(seed >= 0, f"seed must be 0 or more, not {seed}")
-        members(corpus, split, heldout, seed)  # raises before any file is made
+        members(corpus, split, heldout, seed, paired)  # raises before any file is made
         self.corpus, self.length = corpus, length
-        self._again = functools.partial(
-            PairExamples, corpus, length=length, passes=passes, seed=seed, split=split, heldout=heldout
-        )
+        same: dict[str, Any] = {"length": length, "passes": passes, "seed": seed, "split": split}
+        same |= {"heldout": heldout, "paired": paired}
+        self._again = functools.partial(PairExamples, corpus, **same)
         numbers = range(passes if split == "train" else 1)
-        self._rows = [index(corpus, Pass(length, number, seed, split, heldout)) for number in numbers]
+        self._rows = [index(corpus, Pass(length, number, seed, split, heldout, paired)) for number in numbers]
         self._starts = np.cumsum([0, *map(len, self._rows)])
 
     def __len__(self) -> int:
@@ -286,7 +307,7 @@ class PairExamples:
         """Examples `ids` [B] as arrays.
 
         Returns:
-          tokens: int32 [B, T], [CLS] A [SEP] B [SEP] and then [PAD].
+          tokens: int32 [B, T], [CLS] A [SEP] B [SEP], or [CLS] A [SEP], and then [PAD].
           segments: int32 [B, T], 0 up to the first [SEP], 1 up to the second, 0 on padding.
           mask: bool [B, T], True on what is no padding.
           next_sentence: int32 [B], 0 where B follows A in the text, 1 where it is random.

@@ -79,8 +79,10 @@ class Pretrained:
         return tree
 
 
-def open(directory: str) -> Pretrained:
+def open(directory: str, step: int | None = None) -> Pretrained:
     """The weights in `directory`: a run's workdir, a Hugging Face directory, or a TF1 checkpoint's.
+
+    `step` is for a workdir: which of its checkpoints; None is the last.
 
     Raises:
       ValueError: where it is none of these, or its files are missing, damaged or contradict each other.
@@ -95,8 +97,9 @@ def open(directory: str) -> Pretrained:
             own = folder / "tokenizer"
             vocabulary = tokenizer.load(own) if own.exists() else None
             return Pretrained(
-                "workdir", directory, exp.encoder, vocabulary, exp.task, lambda: checkpoint.read_params(directory)
+                "workdir", directory, exp.encoder, vocabulary, exp.task, lambda: checkpoint.read_params(directory, step)
             )
+        require(step is None, f"{directory} is no workdir of a run: it has no step {step}")
         return _published("huggingface", directory, huggingface.read(directory), huggingface.read_tokenizer(directory))
     require(
         (folder / "bert_config.json").exists(),

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from bert_jax import config, data, flops, losses, optimizer, sharding
+from bert_jax import data, flops, losses, optimizer, sharding
 from bert_jax.config import require
 from bert_jax.experiment import Experiment
 from bert_jax.tasks.base import Batch, Pair, Vocabulary
@@ -231,17 +231,17 @@ def step_flops(exp: Experiment, params: Any, length: int, rows: int) -> float:
     assert exp.encoder is not None
     if exp.task.frozen:
         return 0.0
-    masking = getattr(exp.task, "masking", config.Masking())
     sequences = math.prod(exp.task.spec(rows, length, exp.encoder)["tokens"].shape[:-1])  # choices are read one by one
-    return flops.of_step(exp.encoder, params, sequences, length, masking.predictions(length))
+    return flops.of_step(exp.encoder, params, sequences, length, exp.task.predicted(length))
 
 
 def means(figures: list[dict[str, Any]]) -> dict[str, float]:
-    """The means of several steps' (sum, weight) pairs, on the host, with the perplexity of a masked LM loss."""
+    """The means of several steps' (sum, weight) pairs, on the host, with the perplexity of a language model's loss."""
     sums = {name: np.sum([np.asarray(one[name], np.float64) for one in figures], axis=0) for name in figures[0]}
     values = {name: float(total / max(weight, 1e-5)) for name, (total, weight) in sums.items()}
-    if "mlm_loss" in values:
-        values["mlm_perplexity"] = math.exp(min(values["mlm_loss"], 50.0))
+    for lm in ("mlm", "lm"):
+        if f"{lm}_loss" in values:
+            values[f"{lm}_perplexity"] = math.exp(min(values[f"{lm}_loss"], 50.0))
     loss = sum(value for name, value in values.items() if name.endswith("loss"))
     return {"loss": loss, **values}
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-import pathlib
-import runpy
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -109,9 +107,7 @@ def load_grid(path: str) -> Grid:
     Raises:
       ValueError: where there is no such file, or its GRID is none.
     """
-    file = pathlib.Path(path)
-    require(file.is_file(), f"there is no grid file {path}")
-    grid = runpy.run_path(str(file)).get("GRID")
+    grid = experiment.defined(path).get("GRID")
     require(
         isinstance(grid, Mapping) and all(isinstance(v, (tuple, list)) and v for v in grid.values()),
         f'{path} must define GRID = {{"optimizer.learning_rate": (5e-5, 3e-5), ...}}: values by field',

@@ -7,6 +7,7 @@ Several runs that differ in seed or learning rate alone can share a program: the
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import functools
@@ -64,17 +65,36 @@ class Stretch(NamedTuple):
     validation: dict[str, data.Batches]  # by split
 
     @property
-    def tokens(self) -> int:
-        """How many tokens its batches have in all, padding included."""
-        steps = range(self.stop - self.start)
-        if self.phase.lengths == 1:
-            return self.tokens_per_step * len(steps)
-        return self.phase.batch_size * sum(int(self.batches.order(n).length) for n in steps)
+    def lengths(self) -> collections.Counter[int]:
+        """How many of its batches have each length."""
+        return lengths_of(self.phase, self.stop - self.start, self.batches)
 
     @property
     def tokens_per_step(self) -> int:
         """The most that a batch has."""
         return self.phase.batch_size * self.phase.length
+
+
+def lengths_of(phase: config.Phase, steps: int, batches: data.Batches) -> collections.Counter[int]:
+    """How many of a phase's batches have each length. `batches` are asked where they are grouped by length alone."""
+    if phase.lengths == 1:
+        return collections.Counter({phase.length: steps})
+    return collections.Counter(int(batches.order(n).length) for n in range(steps))
+
+
+def work(exp: Experiment, params: Any, lengths: Sequence[collections.Counter[int]]) -> tuple[int, float]:
+    """Tokens, padding included, and FLOPs (see flops.py) of the phases whose batches have these lengths."""
+    tokens, total = 0, 0.0
+    for phase, counts in zip(exp.phases, lengths, strict=True):
+        for length, count in counts.items():
+            tokens += count * phase.batch_size * length
+            total += count * step_flops(exp, params, length, phase.batch_size)
+    return tokens, total
+
+
+def steps_of(phase: config.Phase, source: Source) -> int:
+    """The steps of a phase, where it names epochs by the reference's floor."""
+    return phase.steps or max(1, int(phase.epochs * len(source) / phase.batch_size))
 
 
 def resolve(exp: Experiment, workdir: str = "") -> Experiment:
@@ -96,6 +116,7 @@ def resolve(exp: Experiment, workdir: str = "") -> Experiment:
     if exp.encoder is None:
         return dataclasses.replace(exp, encoder=source)
     free = ["dropout", "attention_dropout", "dropout_rng", "dtype", "scan", "remat", "init_stddev", "vocab_multiple"]
+    free += ["classify_from"]
     free += ["max_positions"] if exp.init_positions != "same" else []
     changed = config.differences(config.to_dict(source), config.to_dict(exp.encoder))
     changed = [line for line in changed if line.split(":")[0] not in free]
@@ -164,7 +185,7 @@ def stretches(
     found: list[Stretch] = []
     for index, phase in enumerate(exp.phases):
         source = source_of(exp, "train", phase.length, context, sources)
-        steps = phase.steps or max(1, int(phase.epochs * len(source) / phase.batch_size))
+        steps = steps_of(phase, source)
         batches = batches_of(source, exp, phase, place, seed=exp.seed + 7919 * index, steps=steps)
         validation = evaluated(exp.task.validation(), exp, phase, context, place, sources)
         start = found[-1].stop if found else 0
@@ -220,9 +241,10 @@ def initial_state(exp: Experiment, program: Program, checkpoints: checkpoint.Che
         return state, f"starts from random weights, on {exp.init_from or 'random ones'} as they are"
     if exp.init_from == "" or exp.random_init:
         return state, "starts from random weights"
-    source = pretrained.open(exp.init_from).params(exp.encoder, exp.init_positions, exp.seed)
+    source = pretrained.open(exp.init_from, exp.init_step).params(exp.encoder, exp.init_positions, exp.seed)
     params = checkpoint.initialise(state.params, source, task=exp.task, name=exp.init_from)
-    return state._replace(params=params), f"starts from the weights of {exp.init_from}"
+    where = "" if exp.init_step is None else f", step {exp.init_step}"
+    return state._replace(params=params), f"starts from the weights of {exp.init_from}{where}"
 
 
 def frozen_encoder(exp: Experiment, workdir: str = "") -> Frozen | None:
@@ -235,7 +257,8 @@ def frozen_encoder(exp: Experiment, workdir: str = "") -> Frozen | None:
     assert exp.encoder is not None
     params = checkpoint.read_frozen(workdir) if workdir else None
     if params is None and exp.init_from and not exp.random_init:
-        params = pretrained.open(exp.init_from).params(exp.encoder, exp.init_positions, exp.seed)["encoder"]
+        source = pretrained.open(exp.init_from, exp.init_step)
+        params = source.params(exp.encoder, exp.init_positions, exp.seed)["encoder"]
     if params is None:
         row = jnp.zeros((1, 1), jnp.int32)
         params = jax.jit(Bert(exp.encoder).init)(key(exp.seed, "parameters"), row, row, row == 0)["params"]
@@ -397,6 +420,7 @@ class _Lane:
     def finish(self, program: Program, state: State, goodput: metrics.Goodput) -> None:
         """Predictions and result.json, once the last checkpoint is on disk."""
         step, metric = int(state.step), self.exp.task.metric
+        tokens, operations = work(self.exp, state.params, [stretch.lengths for stretch in self.plan])
         if not self.scores:  # killed between the last checkpoint and the result
             self.evaluate(program, step, state.params)
         self.result = {
@@ -406,7 +430,9 @@ class _Lane:
             **self.scores,
             **self.baselines,
             "parameters": parameter_count(state.params),
-            "tokens": sum(stretch.tokens for stretch in self.plan),
+            "tokens": tokens,
+            "flops": operations,
+            "seconds": sum(line.get("seconds", 0.0) for line in metrics.read(self.workdir, "train")),  # in steps
             "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         }
         files = self._predictions(program, state.params) if self.exp.predict else {}

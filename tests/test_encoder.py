@@ -13,6 +13,7 @@ from bert_jax.encoder import Attention, Bert, Embeddings, Encoded, Layer, LayerN
 
 TINY = Encoder(layers=2, hidden=16, heads=2, vocab_size=50, max_positions=12, scan=False)
 DRY = override(TINY, {"dropout": 0.0, "attention_dropout": 0.0})
+LEFT = override(TINY, {"direction": "left_to_right", "classify_from": "last"})
 
 
 def inputs(rows: int = 2, length: int = 12, seed: int = 0) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -72,6 +73,44 @@ def test_rows_are_independent_and_one_of_padding_is_finite() -> None:
     assert np.isfinite(np.array(together)).all()
     alone = encode(TINY, tokens[2:], segments[2:], mask[2:])
     np.testing.assert_allclose(together[2:], alone, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("scan", [True, False])
+@pytest.mark.parametrize("train", [True, False])
+def test_from_left_to_right_gradients_vanish_ahead(scan: bool, train: bool) -> None:
+    """What stands at a place depends on all words up to there and on none beyond, with and without `at`."""
+    config = override(LEFT, {"scan": scan})
+    _, segments, mask = inputs(rows=1)
+    params = weights()
+    words = params["embeddings"]["word"]
+    rows = jnp.arange(12)  # each place has a row of the table of its own
+
+    def hidden(table: jax.Array, at: jax.Array | None) -> jax.Array:
+        own = {**params, "embeddings": {**params["embeddings"], "word": table}}
+        rngs = {"dropout": jax.random.key(0)} if train else {}
+        return Bert(config).apply({"params": own}, rows[None], segments, mask, train=train, at=at, rngs=rngs).hidden
+
+    for at in (None, jnp.array([[5]])):
+        place = 5 if at is None else 0
+        gradient = jax.grad(lambda table: jnp.square(hidden(table, at)[0, place]).sum())(words)  # noqa: B023
+        size = jnp.abs(gradient[:12]).sum(axis=1)
+        assert (size[:6] > 0).all()
+        assert (size[6:] == 0).all()
+
+
+def test_left_to_right_ends_where_both_directions_do() -> None:
+    """The first layer's last token sees all tokens in both."""
+    one = {"layers": 1}
+    params = jax.tree.map(lambda p: p, weights()) | {"layers": jax.tree.map(lambda p: p[:1], weights()["layers"])}
+    both = encode(override(DRY, one), *inputs(), params=params)
+    left = encode(override(LEFT, {**one, "dropout": 0.0, "attention_dropout": 0.0}), *inputs(), params=params)
+    np.testing.assert_allclose(left[:, -1], both[:, -1], rtol=1e-5, atol=1e-5)
+    assert np.abs(np.array(left - both))[:, :-1].max(axis=-1).min() > 0
+
+
+def test_a_left_to_right_model_cannot_classify_from_cls() -> None:
+    with pytest.raises(ValueError, match=r"set encoder\.classify_from=last too"):
+        Encoder(direction="left_to_right")
 
 
 def test_each_real_token_reaches_each_other() -> None:

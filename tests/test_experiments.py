@@ -100,5 +100,5 @@ def test_a_file_without_an_experiment_is_said(tmp_path) -> None:
     (tmp_path / "none.py").write_text("EXPERIMENT = 3\n")
     with pytest.raises(ValueError, match="must define EXPERIMENT"):
         experiment.load(str(tmp_path / "none.py"))
-    with pytest.raises(ValueError, match="there is no experiment file"):
+    with pytest.raises(ValueError, match="there is no file"):
         experiment.load(str(tmp_path / "absent.py"))

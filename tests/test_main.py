@@ -9,9 +9,9 @@ import sys
 import pytest
 
 from bert_jax import experiment
-from bert_jax.__main__ import split_flags, use_huge_pages
-from bert_jax.config import override
+from bert_jax.config import override, split_flags
 from bert_jax.experiment import Experiment
+from bert_jax.startup import use_huge_pages
 from tests.conftest import REPOSITORY
 
 
@@ -53,7 +53,7 @@ def run(*flags: str, script: str = "") -> subprocess.CompletedProcess[str]:
     ("flags", "message"),
     [
         (["--config=experiments/bert_tiny.py", "--config.encoder.layer=2"], "did you mean 'layers'"),
-        (["--config=experiments/bert_tin.py"], "there is no experiment file"),
+        (["--config=experiments/bert_tin.py"], "there is no file"),
         (["--config=experiments/bert_tiny.py"], "pre-training needs a corpus"),
         (["--config=experiments/bert_tiny.py", "--config.task.corpus=absent"], "absent"),
         (["--config=experiments/bert_tiny.py", "--profile=9"], "--profile=100:110, not '9'"),

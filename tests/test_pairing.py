@@ -211,6 +211,25 @@ def test_too_few_documents(documents, split):
         PairExamples(corpus_of([[5] * 9] * documents), length=16, passes=1, seed=0, split=split)
 
 
+def test_sentences_of_one_document_follow_one_another_and_leave_nothing_out():
+    corpus = corpus_of([[5, 9, 4, 7], [3, 3], [30], [6, 2, 8, 1, 9, 9, 2]])
+    split = np.arange(4)
+    rows = pairs(corpus, split, 0, 4, 20, np.random.default_rng(0), paired=False)
+    assert not rows["is_random"].any()
+    assert (rows["b_length"] == -1).all()
+    covered = np.zeros(corpus.count("tokens"), int)
+    for row in rows:
+        place = slice(row["a_start"], row["a_start"] + row["a_length"])
+        covered[place] += 1
+        assert 0 < row["a_length"] <= 18
+        first, last = (np.searchsorted(corpus.sentences, at, side="right") - 1 for at in (place.start, place.stop - 1))
+        assert np.searchsorted(corpus.documents, first, side="right") == np.searchsorted(
+            corpus.documents, last, side="right"
+        )
+    assert covered.max() == 1
+    assert covered.sum() == corpus.count("tokens") - 12  # of the sentence that is longer than an example
+
+
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
     """A corpus on disk: forty documents of up to twenty sentences."""
@@ -246,6 +265,28 @@ def test_the_layout_of_a_batch(small):
         "next_sentence": "int32",
         "id": "int64",
     }
+
+
+def test_the_layout_of_a_batch_without_pairs(small):
+    examples = PairExamples(small, length=32, passes=1, seed=0, heldout=0.2, paired=False)
+    batch = examples.batch(np.arange(len(examples)))
+    special = small.tokenizer
+    assert (batch["tokens"][:, 0] == special.cls).all()
+    assert ((batch["tokens"] == special.sep).sum(axis=1) == 1).all()
+    last = batch["mask"].sum(axis=1) - 1
+    assert (np.take_along_axis(batch["tokens"], last[:, None], 1) == special.sep).all()
+    assert not batch["segments"].any()
+    assert not batch["next_sentence"].any()
+    for row, tokens, size in zip(examples.rows(np.arange(len(examples))), batch["tokens"], last, strict=True):
+        stored = small.tokens[row["a_start"] : row["a_start"] + row["a_length"]]
+        np.testing.assert_array_equal(tokens[1:size], stored)
+
+
+def test_a_single_document_is_enough_without_pairs():
+    one = corpus_of([[4, 4, 4]])
+    with pytest.raises(ValueError, match="2 documents or more"):
+        members(one, "train", 0.0, 0)
+    assert members(one, "train", 0.0, 0, paired=False).tolist() == [0]
 
 
 def test_passes_follow_one_another_and_differ(small):

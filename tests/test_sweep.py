@@ -137,6 +137,6 @@ def test_grid_files(tmp_path: pathlib.Path) -> None:
         sizes[file.stem] = len(sweep.runs(exp, "x", sweep.load_grid(str(file)), 1))
     assert sizes == {"glue": 4, "miniatures": 20, "paper": 18}
     (tmp_path / "bad.py").write_text("GRID = {'a': 3}")
-    for path, message in ((tmp_path / "none.py", "no grid file"), (tmp_path / "bad.py", "must define GRID")):
+    for path, message in ((tmp_path / "none.py", "there is no file"), (tmp_path / "bad.py", "must define GRID")):
         with pytest.raises(ValueError, match=message):
             sweep.load_grid(str(path))

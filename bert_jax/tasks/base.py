@@ -87,9 +87,13 @@ class Task(abc.ABC):
     # What `init_from` may lack or have to spare, by top-level parameter name. Anything else is an error.
     fresh: ClassVar[tuple[str, ...]] = ()  # starts anew in any case
     optional: ClassVar[tuple[str, ...]] = ()  # starts anew where it is not there
-    unused: ClassVar[tuple[str, ...]] = ("masked_lm", "next_sentence", *FINE_TUNED)  # may be there to no use
+    unused: ClassVar[tuple[str, ...]] = ("pooler", "masked_lm", "next_sentence", *FINE_TUNED)  # may be there to no use
 
     seeded: ClassVar[bool] = False  # whether the examples depend on the seed
+
+    def predicted(self, length: int) -> int:
+        """M, the positions of an example that meet the vocabulary; 0 without a language model."""
+        return 0
 
     @property
     def frozen(self) -> bool:

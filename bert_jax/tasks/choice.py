@@ -33,8 +33,9 @@ class Choose(Task):
     label: str = "label"  # the number of the right one, from 0
     columns: tuple[str, ...] = ()  # of files without a header line
     heldout: float = 0.2  # the share, where there is no dev file; the same rows in every run
+    bilstm: config.BiLSTM | None = None  # between encoder and scores, in place of the pooler
 
-    fresh: ClassVar[tuple[str, ...]] = ("choice",)
+    fresh: ClassVar[tuple[str, ...]] = ("choice", "bilstm")
     optional: ClassVar[tuple[str, ...]] = ("pooler",)
 
     def __post_init__(self) -> None:
@@ -83,7 +84,7 @@ class Choose(Task):
         return inputs(batch_size, len(self.endings), length, label=((batch_size,), jnp.int32))
 
     def module(self, encoder: config.Encoder) -> nn.Module:
-        return heads.MultipleChoice(encoder)
+        return heads.MultipleChoice(encoder, self.bilstm)
 
     def losses(self, outputs: Mapping[str, jax.Array], batch: Batch) -> tuple[dict[str, Pair], dict[str, Pair]]:
         answer = (outputs["logits"], batch["label"], batch["weight"])

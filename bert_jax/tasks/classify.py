@@ -39,8 +39,9 @@ class Classify(Task):
     columns: tuple[str, ...] = ()  # of files without a header line
     malformed: Literal["error", "skip"] = "error"  # what becomes of a row with too many or too few columns
     metrics: tuple[str, ...] = ()  # the first is what counts; by default accuracy, of a regression Spearman's
+    bilstm: config.BiLSTM | None = None  # between encoder and classifier, in place of the pooler
 
-    fresh: ClassVar[tuple[str, ...]] = ("classifier",)
+    fresh: ClassVar[tuple[str, ...]] = ("classifier", "bilstm")
     optional: ClassVar[tuple[str, ...]] = ("pooler",)
 
     def __post_init__(self) -> None:
@@ -115,7 +116,7 @@ class Classify(Task):
         return inputs(batch_size, length, label=((batch_size,), jnp.int32 if self.labels else jnp.float32))
 
     def module(self, encoder: config.Encoder) -> nn.Module:
-        return heads.Classification(encoder, len(self.labels) or 1)
+        return heads.Classification(encoder, len(self.labels) or 1, self.bilstm)
 
     def losses(self, outputs: Mapping[str, jax.Array], batch: Batch) -> tuple[dict[str, Pair], dict[str, Pair]]:
         if not self.labels:

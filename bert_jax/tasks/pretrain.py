@@ -1,10 +1,11 @@
-"""Pre-training: masked LM and next sentence prediction over a corpus (paper, section 3.1)."""
+"""Pre-training: masked LM and next sentence prediction over a corpus (paper, section 3.1), and what section 5.1 sets
+beside it: without next sentence prediction, and from left to right."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import flax.linen as nn
 import jax
@@ -21,20 +22,35 @@ from bert_jax.tokenizer import Tokenizer
 
 @dataclasses.dataclass(frozen=True)
 class Pretrain(Task):
-    """Masked LM + next sentence prediction on the corpus in the directory `corpus`."""
+    """Masked LM + next sentence prediction on the corpus in the directory `corpus`.
+
+    "No NSP" can be read in two ways (Liu et al. 2019, section 4.2): without the loss alone, on the same pairs, of which
+    half are of two documents; or without the pairs too, on whole stretches of a document. Here they are
+    `next_sentence=False`, and with it `input_format="doc_sentences"`.
+    """
 
     corpus: str = ""
     dupe_factor: int = 10  # passes over the corpus that differ in pairing and masks, before the first comes again
     heldout: float = 0.005  # share of the documents that are kept for validation
     masking: config.Masking = config.Masking()
+    objective: Literal["masked", "left_to_right"] = "masked"  # the latter needs encoder.direction=left_to_right
+    next_sentence: bool = True  # whether there is such a loss
+    input_format: Literal["segment_pair", "doc_sentences"] = "segment_pair"  # A and B, or sentences of one document
 
     optional: ClassVar[tuple[str, ...]] = ("pooler", "masked_lm", "next_sentence")
-    unused: ClassVar[tuple[str, ...]] = FINE_TUNED
+    unused: ClassVar[tuple[str, ...]] = ("pooler", "next_sentence", *FINE_TUNED)
     seeded: ClassVar[bool] = True  # the held-out documents and the pairs
 
     def __post_init__(self) -> None:
         require(self.dupe_factor > 0, f"dupe_factor must be above 0, not {self.dupe_factor}")
         require(0 < self.heldout <= 0.5, f"heldout must lie in (0, 0.5], not {self.heldout}")
+        require(
+            self.input_format == "segment_pair" or not self.next_sentence,
+            f"input_format={self.input_format} has no pairs to predict: set task.next_sentence=false",
+        )
+
+    def predicted(self, length: int) -> int:
+        return self.masking.predictions(length) if self.objective == "masked" else length - 1
 
     def open(self) -> Corpus:
         require(
@@ -50,16 +66,29 @@ class Pretrain(Task):
     def source(self, split: str, length: int, context: Context) -> Source:
         passes = self.dupe_factor if split == "train" else 1
         return PairExamples(
-            self.open(), length=length, passes=passes, seed=context.seed, split=split, heldout=self.heldout
+            self.open(),
+            length=length,
+            passes=passes,
+            seed=context.seed,
+            split=split,
+            heldout=self.heldout,
+            paired=self.input_format == "segment_pair",
         )
 
     def spec(self, batch_size: int, length: int, encoder: config.Encoder) -> dict[str, jax.ShapeDtypeStruct]:
         return inputs(batch_size, length, next_sentence=((batch_size,), jnp.int32))
 
     def module(self, encoder: config.Encoder) -> nn.Module:
-        return heads.PreTraining(encoder)
+        require(
+            (self.objective == "left_to_right") == (encoder.direction == "left_to_right"),
+            f"task.objective={self.objective} does not go with encoder.direction={encoder.direction}: a left-to-right "
+            "LM needs both to be left_to_right, a masked LM neither",
+        )
+        return heads.PreTraining(encoder, self.next_sentence)
 
     def corrupt(self, key: jax.Array, batch: Batch, tokenizer: Vocabulary) -> Batch:
+        if self.objective == "left_to_right":  # each token predicts the next one, and all are what they are
+            return {**batch, "targets": batch["tokens"][:, 1:], "weights": batch["mask"][:, 1:].astype(jnp.float32)}
         vocabulary = masking.Vocabulary(
             mask=tokenizer.mask,
             cls=tokenizer.cls,
@@ -71,18 +100,21 @@ class Pretrain(Task):
 
     def losses(self, outputs: Mapping[str, jax.Array], batch: Batch) -> tuple[dict[str, Pair], dict[str, Pair]]:
         weights = batch["weights"] * batch["weight"][:, None]
-        masked = (outputs["mlm_logits"], batch["targets"], weights)
-        following = (outputs["nsp_logits"], batch["next_sentence"], batch["weight"])
-        return (
-            {"mlm_loss": losses.cross_entropy(*masked), "nsp_loss": losses.cross_entropy(*following)},
-            {"mlm_accuracy": losses.vocabulary_accuracy(*masked), "nsp_accuracy": losses.accuracy(*following)},
-        )
+        lm = "mlm" if self.objective == "masked" else "lm"
+        words = (outputs[f"{lm}_logits"], batch["targets"], weights)
+        parts = {f"{lm}_loss": losses.cross_entropy(*words)}
+        figures = {f"{lm}_accuracy": losses.vocabulary_accuracy(*words)}
+        if self.next_sentence:
+            following = (outputs["nsp_logits"], batch["next_sentence"], batch["weight"])
+            parts["nsp_loss"] = losses.cross_entropy(*following)
+            figures["nsp_accuracy"] = losses.accuracy(*following)
+        return parts, figures
 
     def baselines(self, context: Context, length: int) -> dict[str, float]:
         """The held-out text's unigram entropy (nats: below it, the model reads context) and the larger NSP class."""
-        validation = self.source("validation", length, context)
-        labels = validation.batch(np.arange(min(len(validation), 10_000)))["next_sentence"]
-        return {
-            "unigram_entropy": unigram_entropy(self.open(), "validation", self.heldout, context.seed),
-            "nsp_majority": float(max(np.mean(labels), 1 - np.mean(labels))),
-        }
+        found = {"unigram_entropy": unigram_entropy(self.open(), "validation", self.heldout, context.seed)}
+        if self.next_sentence:
+            validation = self.source("validation", length, context)
+            labels = validation.batch(np.arange(min(len(validation), 10_000)))["next_sentence"]
+            found["nsp_majority"] = float(max(np.mean(labels), 1 - np.mean(labels)))
+        return found

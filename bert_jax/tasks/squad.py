@@ -40,9 +40,9 @@ class Squad(Task):
     best: int = 20  # candidates for each question
     null_threshold: float | None = None  # odds above which there is no answer; none: those best on dev
     misplaced: Literal["error", "relocate", "skip"] = "error"  # of answers that are not at their offset
+    bilstm: config.BiLSTM | None = None  # between encoder and span
 
-    fresh: ClassVar[tuple[str, ...]] = ("span",)
-    unused: ClassVar[tuple[str, ...]] = ("pooler", *Task.unused)
+    fresh: ClassVar[tuple[str, ...]] = ("span", "bilstm")
 
     def __post_init__(self) -> None:
         for name in ("stride", "question", "answer", "best"):
@@ -106,7 +106,7 @@ class Squad(Task):
         return inputs(batch_size, length, start=((batch_size,), jnp.int32), end=((batch_size,), jnp.int32))
 
     def module(self, encoder: config.Encoder) -> nn.Module:
-        return heads.SpanPrediction(encoder)
+        return heads.SpanPrediction(encoder, self.bilstm)
 
     def losses(self, outputs: Mapping[str, jax.Array], batch: Batch) -> tuple[dict[str, Pair], dict[str, Pair]]:
         """The mean of the two ends' losses. A window without the answer, and a question without, point at [CLS]."""

@@ -52,7 +52,6 @@ class Tag(Task):
     bilstm: config.BiLSTM | None = None  # between encoder and classifier; over tokens, or over a sentence's features
 
     fresh: ClassVar[tuple[str, ...]] = ("tagger", "bilstm", "mix")
-    unused: ClassVar[tuple[str, ...]] = ("pooler", *Task.unused)
 
     def __post_init__(self) -> None:
         require(len(self.labels) > 1, f"tagging needs at least two labels, not {self.labels}")

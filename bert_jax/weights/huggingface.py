@@ -24,6 +24,7 @@ from bert_jax.weights.names import Published
 ARCHITECTURES: dict[str, tuple[str, ...]] = {
     "BertForPreTraining": ("pooler", "masked_lm", "next_sentence"),
     "BertForMaskedLM": ("masked_lm",),
+    "BertLMHeadModel": ("masked_lm",),  # the same from left to right
     "BertForNextSentencePrediction": ("pooler", "next_sentence"),
     "BertForSequenceClassification": ("pooler", "classifier"),
     "BertForTokenClassification": ("tagger",),
@@ -37,7 +38,6 @@ _AMBIGUOUS = ("classifier", "tagger", "choice")  # they share one name there
 _ONLY: dict[str, Any] = {
     "model_type": "bert",
     "position_embedding_type": "absolute",
-    "is_decoder": False,
     "add_cross_attention": False,
     "pruned_heads": {},
     "quantization_config": None,
@@ -68,6 +68,8 @@ def read(directory: str) -> Published:
         value = values.get(name)
         require(not value or value == only, f"{file}: {name} is {value!r}, and this encoder has {only!r} alone")
     encoder = names.encoder_of(values, file)
+    if values.get("is_decoder"):  # which sees what is before it alone
+        encoder = config.override(encoder, {"direction": "left_to_right", "classify_from": "last"})
     opened = _open(folder)
     try:
         tensors = _Canonical(opened)
@@ -130,11 +132,18 @@ def write(
     of a tagger) is left out.
 
     Raises:
-      ValueError: at a SentencePiece vocabulary, for which `transformers` has no BERT tokenizer.
+      ValueError: at a SentencePiece vocabulary, for which `transformers` has no BERT tokenizer, and at a head that
+        reads the last token, where theirs read the first.
     """
     if not isinstance(vocabulary, WordPiece):
         raise ValueError("a BERT of Hugging Face reads WordPiece, and this model has a SentencePiece vocabulary")
     architecture = next(name for name, heads in ARCHITECTURES.items() if set(heads) <= set(params))
+    require(
+        encoder.classify_from == "first" or "pooler" not in ARCHITECTURES[architecture],
+        f"this model classifies from the last token, and a {architecture} from the first: use the workdir as it is",
+    )
+    if encoder.direction == "left_to_right" and architecture == "BertForMaskedLM":
+        architecture = "BertLMHeadModel"
     kept = {"encoder", *(ARCHITECTURES[architecture] or ("pooler",))}
     # Named as the classes name them: BertModel is the encoder itself, without the prefix.
     tensors = {
@@ -147,6 +156,7 @@ def write(
         **names.config_of(encoder),
         "hidden_act": {"erf": "gelu", "tanh": "gelu_new"}[encoder.gelu],
         "position_embedding_type": "absolute",
+        "is_decoder": encoder.direction == "left_to_right",
         "pad_token_id": vocabulary.pad,
         "torch_dtype": "float32",
     }

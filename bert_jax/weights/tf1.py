@@ -63,7 +63,8 @@ def write(
     """Writes bert_config.json, vocab.txt and the checkpoint; `params` and `labels` as in `huggingface.write`.
 
     Raises:
-      ValueError: without TensorFlow, and at what the reference has not: SentencePiece, another LayerNorm epsilon.
+      ValueError: without TensorFlow, and at what the reference has not: SentencePiece, another LayerNorm epsilon, a
+        left-to-right model.
     """
     require(
         isinstance(vocabulary, WordPiece),
@@ -72,6 +73,10 @@ def write(
     require(
         encoder.layer_norm_eps == 1e-12,
         f"layer_norm_eps is {encoder.layer_norm_eps}, and the reference has 1e-12 alone",
+    )
+    require(
+        encoder.direction == "both" and encoder.classify_from == "first",
+        "the reference reads in both directions and classifies from the first token, this model does not",
     )
     tensorflow = _tensorflow()
     values = {name: value for name, value in names.config_of(encoder).items() if name != "layer_norm_eps"}

@@ -1,0 +1,298 @@
+"""A study's results for people: table.md, table.json, table.png and a report.html that needs no other file."""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+import math
+import pathlib
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+from bert_jax import config, metrics, plots
+from bert_jax.results import SIGNIFICANT, Result
+from bert_jax.study import Base, Run, Study, runs
+
+LEGEND = (
+    "mean ± standard deviation over the runs; ≈: no difference from the first row that the seeds can tell (paired "
+    f"t-test, p ≥ {SIGNIFICANT:g}), *: one that they can, ?: too few seeds to say; in brackets the paper's figure."
+)
+
+
+def write(study: Study, base: Base, results: Sequence[Result], folder: str | pathlib.Path, data_dir: str = "") -> None:
+    """Writes all files anew into `folder`, from the results that are there."""
+    home = pathlib.Path(folder)
+    home.mkdir(parents=True, exist_ok=True)
+    (home / "table.json").write_text(json.dumps(to_dict(study, base, results, data_dir), indent=1) + "\n")
+    (home / "table.md").write_text(markdown(study, base, results, data_dir))
+    pictures = {}
+    if any(result.n for result in results):
+        draw(study, results, home / "table.png")
+        pictures["The table"] = home / "table.png"
+    for name, figures in (("masked LM", "mlm_loss"), ("left-to-right LM", "lm_loss")):
+        there = {run.name: run.workdir for run in _pretrainings(results) if _has(run, figures)}
+        if there:
+            picture = home / f"{figures}.png"
+            plots.draw(there, [figures, *["nsp_accuracy"] * _nsp(there)], str(picture))
+            pictures[f"Pre-training, {name}, held-out text"] = picture
+    (home / "report.html").write_text(page(study, base, results, pictures, data_dir))
+
+
+def to_dict(study: Study, base: Base, results: Sequence[Result], data_dir: str = "") -> dict[str, Any]:
+    """The table as plain JSON values: each cell with its figures by seed, its test, and its runs."""
+    return {
+        "study": study.name,
+        "title": study.title,
+        "base": base.file,
+        "base_changes": {name: config.to_dict(value) for name, value in base.changes.items()},
+        "seeds": study.seeds,
+        "pretraining_seeds": study.pretraining_seeds,
+        "cells": [
+            {
+                "row": one.row.name,
+                "column": one.column.name,
+                "mean": _number(one.mean),
+                "sd": one.deviation,
+                "n": one.n,
+                "of": len(one.cell.runs),
+                "paper": one.paper,
+                "values": {f"{p},{s}": value for (p, s), value in one.values.items()},
+                "collapsed": [f"{p},{s}" for p, s in one.collapsed],
+                "against_first_row": None
+                if one.against is None
+                else {
+                    "difference": one.against.difference,
+                    "p": _number(one.against.p),
+                    "pairs": one.against.pairs,
+                    "over": one.against.over,
+                    "noise": one.against.noise,
+                },
+                "runs": [run.workdir for run in one.cell.runs.values()],
+            }
+            for one in results
+        ],
+        "runs": {
+            run.workdir: {
+                "kind": run.kind,
+                "command": run.command(data_dir),
+                "config": config.to_dict(run.experiment),
+                **cost(run),
+            }
+            for run in runs([one.cell for one in results])
+        },
+    }
+
+
+def cost(run: Run) -> dict[str, Any]:
+    """What a run took: steps, tokens, FLOPs, seconds and device; nothing of one that is not done."""
+    result = run.result() or {}
+    return {name: result[name] for name in ("step", "tokens", "flops", "seconds", "device") if name in result}
+
+
+def text(one: Result) -> str:
+    """A cell: "84.1 ± 0.3 ≈ [84.4]"."""
+    paper = f" [{one.paper:g}]" if one.paper is not None else ""
+    if not one.n:
+        return f"-{paper}"
+    mark = "" if one.against is None else " ?" if math.isnan(one.against.p) else " ≈" if one.against.noise else " *"
+    spread = f" ± {one.deviation:.{_digits(one)}f}" if one.n > 1 else ""
+    missing = f" ({one.n} of {len(one.cell.runs)})" if one.n < len(one.cell.runs) else ""
+    collapsed = f", {len(one.collapsed)} collapsed" if one.collapsed else ""
+    return f"{one.mean:.{_digits(one)}f}{spread}{mark}{missing}{collapsed}{paper}"
+
+
+def _digits(one: Result) -> int:
+    return 1 if one.column.scale == 100 else 2
+
+
+def markdown(study: Study, base: Base, results: Sequence[Result], data_dir: str = "") -> str:
+    """The table with its legend, what the runs cost, and the command of each."""
+    columns = [column.name for column in study.columns]
+    lines = [f"# {study.title}", "", f"Base: {base.file}. {_counts(study)}", ""]
+    lines += [f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    for name, cells in _rows(results):
+        lines.append(f"| {name} | {' | '.join(text(one) for one in cells)} |")
+    largest = _largest(results, columns)
+    if any(largest):
+        lines.append(f"| always the largest class | {' | '.join(largest)} |")
+    lines += ["", LEGEND, "", "## What the runs took", ""]
+    lines += ["| run | step | tokens | FLOPs | seconds in steps | device |", "|---|---|---|---|---|---|"]
+    everything = runs([one.cell for one in results])
+    for run in everything:
+        took = cost(run)
+        figures = [f"{took[name]:,}" if name in took else "-" for name in ("step", "tokens")]
+        figures += [f"{took['flops']:.3g}" if took.get("flops") else "-"]
+        figures += [f"{took['seconds']:,.0f}" if "seconds" in took else "-", str(took.get("device", "-"))]
+        lines.append(f"| {run.name} | {' | '.join(figures)} |")
+    lines += ["", "## Each run by itself", ""]
+    lines += [f"    {run.command(data_dir)}" for run in everything]
+    return "\n".join(lines) + "\n"
+
+
+def _counts(study: Study) -> str:
+    return f"Seeds: {study.pretraining_seeds} of pre-training, {study.seeds} of fine-tuning."
+
+
+def _rows(results: Sequence[Result]) -> Iterator[tuple[str, list[Result]]]:
+    for name in dict.fromkeys(one.row.name for one in results):
+        yield name, [one for one in results if one.row.name == name]
+
+
+def _largest(results: Sequence[Result], columns: Sequence[str]) -> list[str]:
+    """What always naming the largest class scores, by column, where the column's figure is an accuracy."""
+    found = dict.fromkeys(columns, "")
+    for one in results:
+        for run in one.cell.runs.values():
+            result = run.result() or {}
+            if result.get("metric") == "accuracy" and "majority" in result and not one.column.figure:
+                found[one.column.name] = f"{100 * result['majority']:.1f}"
+    return list(found.values())
+
+
+def draw(study: Study, results: Sequence[Result], output: pathlib.Path) -> None:
+    """A panel for each column, our figures above and the paper's below: points with their spread, or lines."""
+    columns = list(study.columns)
+    paper = any(one.paper is not None for one in results)
+    lines = any(row.line for row in study.rows)
+    names = [row.name for row in study.rows]
+    size = (max(3.2, 0.5 * len(names) + 1.8) * len(columns), 6.2 if paper else 3.8)
+    figure, panels = plt.subplots(1 + paper, len(columns), figsize=size, squeeze=False, layout="constrained")
+    for place, column in enumerate(columns):
+        cells = [one for one in results if one.column is column]
+        ours, theirs = panels[0][place], panels[1][place] if paper else None
+        if lines:
+            _draw_lines(ours, theirs, cells)
+        else:
+            _draw_points(ours, theirs, cells)
+        ours.set_title(column.name, fontsize=10)
+        for panel in (ours, theirs):
+            if panel is not None:
+                panel.grid(alpha=0.3, axis="y")
+        if place == 0:
+            ours.set_ylabel("ours")
+            if theirs is not None:
+                theirs.set_ylabel("the paper")
+    figure.suptitle(study.title, fontsize=11)
+    figure.savefig(output, dpi=130)
+    plt.close(figure)
+
+
+def _draw_points(ours: plt.Axes, theirs: plt.Axes | None, cells: Sequence[Result]) -> None:
+    for place, one in enumerate(cells):
+        ours.scatter([place] * one.n, list(one.values.values()), s=14, color="tab:blue", alpha=0.45, linewidths=0)
+        if one.n:
+            ours.errorbar(place, one.mean, one.deviation, fmt="o", color="tab:blue", capsize=3)
+        if theirs is not None and one.paper is not None:
+            theirs.plot(place, one.paper, "D", color="tab:grey", markersize=5)
+    lowest = theirs or ours
+    for panel in (ours, theirs):
+        if panel is not None:
+            panel.set_xlim(-0.5, len(cells) - 0.5)
+            panel.set_xticks(range(len(cells)), [""] * len(cells))
+    lowest.set_xticks(range(len(cells)), [one.row.name for one in cells], rotation=40, ha="right", fontsize=8)
+
+
+def _draw_lines(ours: plt.Axes, theirs: plt.Axes | None, cells: Sequence[Result]) -> None:
+    for line in dict.fromkeys(one.row.line for one in cells):
+        points = [one for one in cells if one.row.line == line]
+        done = [one for one in points if one.n]
+        if done:
+            values = ([one.row.at for one in done], [one.mean for one in done], [one.deviation for one in done])
+            ours.errorbar(*values, fmt="o-", capsize=3, label=line)
+        known = [(one.row.at, one.paper) for one in points if one.paper is not None]
+        if theirs is not None and known:
+            theirs.plot(*zip(*known, strict=True), "D-", markersize=5, label=line)
+    for panel in (ours, theirs):
+        if panel is not None:
+            panel.set_xlim(0, 1.05)
+            if panel.get_legend_handles_labels()[0]:
+                panel.legend(frameon=False, fontsize=8)
+    (theirs or ours).set_xlabel("share of the pre-training's steps")
+
+
+def _pretrainings(results: Sequence[Result]) -> list[Run]:
+    return [run for run in runs([one.cell for one in results]) if run.kind == "pre-training"]
+
+
+def _has(run: Run, figure: str) -> bool:
+    return any(line.get(figure) is not None for line in metrics.read(run.workdir, "validation"))
+
+
+def _nsp(workdirs: dict[str, str]) -> bool:
+    return any(
+        line.get("nsp_accuracy") is not None for one in workdirs.values() for line in metrics.read(one, "validation")
+    )
+
+
+_STYLE = """
+body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 78em; padding: 0 1em; color: #222 }
+table { border-collapse: collapse; margin: 1em 0 }
+th, td { border: 1px solid #ccc; padding: .35em .7em; text-align: left; vertical-align: top }
+th { background: #f3f3f3 }
+img { max-width: 100% }
+pre { background: #f6f6f6; padding: .6em; overflow-x: auto; font-size: 12px }
+summary { cursor: pointer }
+"""
+
+
+def page(
+    study: Study, base: Base, results: Sequence[Result], pictures: dict[str, pathlib.Path], data_dir: str = ""
+) -> str:
+    """The report: each cell opens to its seeds, test, configs, commands and cost."""
+    columns = [column.name for column in study.columns]
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in ("", *columns))
+    body = "".join(
+        f"<tr><th>{html.escape(name)}</th>{''.join(_cell(one, data_dir) for one in cells)}</tr>"
+        for name, cells in _rows(results)
+    )
+    largest = _largest(results, columns)
+    if any(largest):
+        body += f"<tr><td>always the largest class</td>{''.join(f'<td>{one}</td>' for one in largest)}</tr>"
+    images = "".join(
+        f'<h2>{html.escape(name)}</h2><img alt="{html.escape(name)}" src="data:image/png;base64,'
+        f'{base64.b64encode(path.read_bytes()).decode()}">'
+        for name, path in pictures.items()
+    )
+    before = "".join(_details(run, data_dir) for run in _pretrainings(results))
+    title = html.escape(study.title)
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>'
+        f"<h1>{title}</h1><p>Base: {html.escape(base.file)}. {_counts(study)} Written "
+        f"{time.strftime('%Y-%m-%d %H:%M')}.</p><table><tr>{head}</tr>{body}</table><p>{html.escape(LEGEND)}</p>"
+        f"{images}<h2>Pre-trainings</h2>{before or '<p>None: the base is weights that were there.</p>'}</html>\n"
+    )
+
+
+def _cell(one: Result, data_dir: str) -> str:
+    lines = [
+        f"seeds {p}, {s}: {value:.{_digits(one) + 1}f}{' (collapsed)' * ((p, s) in one.collapsed)}"
+        for (p, s), value in one.values.items()
+    ]
+    if one.against is not None:
+        test = one.against
+        chance = "too few pairs for a test" if math.isnan(test.p) else f"p = {test.p:.3g}"
+        lines.append(f"less the first row: {test.difference:+.2f}; {chance}; {test.pairs} pairs over {test.over}")
+    said = "".join(f"<div>{html.escape(line)}</div>" for line in lines)
+    inner = "".join(_details(run, data_dir) for run in one.cell.runs.values())
+    return f"<td>{html.escape(text(one))}<details><summary>more</summary>{said}{inner}</details></td>"
+
+
+def _details(run: Run, data_dir: str) -> str:
+    took = ", ".join(f"{k} {v:,.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in cost(run).items())
+    values = json.dumps(config.to_dict(run.experiment), indent=1)
+    return (
+        f"<details><summary>{html.escape(run.name)}: {html.escape(took or 'not done')}</summary>"
+        f"<pre>{html.escape(run.command(data_dir))}</pre><pre>{html.escape(values)}</pre></details>"
+    )
+
+
+def _number(value: float) -> float | None:
+    """JSON has no NaN."""
+    return value if math.isfinite(value) else None

@@ -1,0 +1,316 @@
+"""A study: rows, which are changes to one base, by columns, which are tasks; and the runs that fill its table.
+
+    base --a row's changes--> pre-training --a column's experiment, the row's changes--> fine-tuning --> a cell
+
+each for several seeds. A run's folder is named by what the run is, not by who asked for it: rows that share a
+pre-training share one run, and so do studies that share a workdir.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+from etils import epath
+
+from bert_jax import cache, config, experiment, pretrained
+from bert_jax.config import nearest, require
+from bert_jax.experiment import Experiment
+
+# Fields by dotted name, or a function that makes them of the base: half of its layers, the width that it has.
+Changes: TypeAlias = Mapping[str, Any] | Callable[[Experiment], Mapping[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """What is compared."""
+
+    name: str
+    pretraining: Changes = dataclasses.field(default_factory=dict)  # to the base
+    fine_tuning: Changes = dataclasses.field(default_factory=dict)  # to the experiment of every column
+    paper: Mapping[str, float | int] = dataclasses.field(default_factory=dict)  # its figures, by column
+    at: float | int = 1  # after which share of the pre-training's steps it is fine-tuned
+    line: str = ""  # of a study that is a figure: which line this point belongs to
+    extra: bool = False  # not the paper's: only where it is asked for by name
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """By what it is compared: a figure of a fine-tuning or, without `experiment`, of the pre-training itself."""
+
+    name: str
+    experiment: str = ""  # a file beside the study's
+    changes: Changes = dataclasses.field(default_factory=dict)
+    folder: str = ""  # below the data_dir, where its files lie
+    figure: str = ""  # its name in result.json, or several that may stand for it, comma between; "": the task's own
+    better: Literal["greater", "less"] = "greater"
+    scale: float | int = 100  # tables show figures times this
+    extra: bool = False  # not the paper's: only where it is asked for by name
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """A table of the paper, or a figure. Run it with `python scripts/reproduce.py --study=FILE`, where FILE defines
+    STUDY as one of these."""
+
+    name: str
+    title: str
+    rows: tuple[Row, ...]
+    columns: tuple[Column, ...]
+    base: str = "bert_base.py"  # a file beside the study's
+    seeds: int = 3  # of each fine-tuning
+    pretraining_seeds: int = 1
+    checkpoints: int = 0  # how many of a pre-training, evenly spread, must be kept for rows that begin before its end
+
+    def __post_init__(self) -> None:
+        for kind, names in (("row", [row.name for row in self.rows]), ("column", [c.name for c in self.columns])):
+            require(bool(names), f"a study needs a {kind}")
+            require(len(set(names)) == len(names), f"two {kind}s of {self.name} have one name: {', '.join(names)}")
+        for row in self.rows:
+            for name in row.paper:
+                known = [column.name for column in self.columns]
+                require(name in known, f"row {row.name!r} has the paper's figure of {name!r}: {nearest(name, known)}")
+            require(0 < row.at <= 1, f"row {row.name!r}: at must lie in (0, 1], not {row.at}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Base:
+    """What the rows change: a pre-training, with what it asks of every fine-tuning; or weights that are there."""
+
+    file: str  # or the directory of the weights
+    experiment: Experiment
+    changes: Mapping[str, Any]  # to the file's, of the command line
+    fine_tuning: Mapping[str, Mapping[str, Any]]  # what it asks of the columns' experiments; under "": of all
+    tuning: Mapping[str, Any]  # the command line's, which go before all others
+
+    @property
+    def trained(self) -> bool:
+        return epath.Path(self.file).is_dir()
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A pre-training or a fine-tuning with one seed: the experiment of a file, and what is changed of it."""
+
+    kind: Literal["pre-training", "fine-tuning"]
+    experiment: Experiment
+    workdir: str
+    file: str
+    changes: Mapping[str, Any]
+    after: Run | None = None  # the one that it starts from
+    folder: str = ""  # below the data_dir, where its files lie
+
+    @property
+    def name(self) -> str:
+        """The last two folders: what it is, and its seed."""
+        return "/".join(pathlib.PurePath(self.workdir).parts[-2:])
+
+    def result(self) -> dict[str, Any] | None:
+        """What result.json says; None where the run is not done."""
+        path = epath.Path(self.workdir) / "result.json"
+        return config.read_json(path) if path.exists() else None
+
+    def data_dir(self, data_dir: str) -> str:
+        """Where its files lie."""
+        return str(epath.Path(data_dir) / self.folder) if data_dir else self.folder
+
+    def command(self, data_dir: str = "") -> str:
+        """The command line that makes this run by itself."""
+        values = [f"--config.{name}={spelled(value)}" for name, value in self.changes.items()]
+        where = [f"--data_dir={self.data_dir(data_dir)}"] if self.kind == "fine-tuning" else []
+        return shlex.join(
+            ["python", "-m", "bert_jax", f"--config={self.file}", *values, *where, f"--workdir={self.workdir}"]
+        )
+
+
+class Cell(NamedTuple):
+    """A row and a column, and their runs by (seed of the pre-training, seed of the fine-tuning)."""
+
+    row: Row
+    column: Column
+    runs: dict[tuple[int, int], Run]
+
+
+def load(path: str) -> Study:
+    """The STUDY that a Python file defines.
+
+    Raises:
+      ValueError: where there is no such file, or it defines no STUDY.
+    """
+    found = experiment.defined(path).get("STUDY")
+    if not isinstance(found, Study):
+        raise ValueError(f"{path} must define STUDY = Study(...)")
+    folder = pathlib.Path(path).parent
+    columns = tuple(
+        dataclasses.replace(column, experiment=str(folder / column.experiment)) if column.experiment else column
+        for column in found.columns
+    )
+    return dataclasses.replace(found, columns=columns, base=str(folder / found.base))
+
+
+def load_base(path: str, changes: Mapping[str, Any], tuning: Mapping[str, Any]) -> Base:
+    """The base in a file, or weights in a directory, with a command line's changes to it and to all fine-tunings.
+
+    A file defines EXPERIMENT and, where its fine-tunings shall differ from the columns' recipes, FINE_TUNING: changes
+    by column, those of all under "".
+
+    Raises:
+      ValueError: where there is neither, or `changes` are asked of weights.
+    """
+    if epath.Path(path).is_dir():
+        require(not changes, f"{path} holds weights, whose pre-training is over: {', '.join(changes)} cannot change")
+        return Base(path, pretrained.open(path).experiment, {}, {}, tuning)
+    base = config.override(experiment.load(path), changes)
+    return Base(path, base, changes, experiment.defined(path).get("FINE_TUNING", {}), tuning)
+
+
+def chosen(
+    study: Study, rows: Sequence[str] = (), columns: Sequence[str] = (), seeds: int = 0, pretraining_seeds: int = 0
+) -> Study:
+    """The study with the rows and columns of these names, and so many seeds.
+
+    None: all rows, the columns that are the paper's, the study's own seeds.
+
+    Raises:
+      ValueError: at a name that is none.
+    """
+    lines, tasks = {row.name: row for row in study.rows}, {column.name: column for column in study.columns}
+    for wanted, known in ((rows, list(lines)), (columns, list(tasks))):
+        for name in wanted:
+            require(name in known, f"{study.name} has no {name!r}: {nearest(name, known)}")
+    kept = tuple(tasks[name] for name in columns) or tuple(c for c in study.columns if not c.extra)
+    names = [column.name for column in kept]
+    found = [lines[name] for name in rows] or [row for row in study.rows if not row.extra]
+    known_of = [{name: value for name, value in row.paper.items() if name in names} for row in found]
+    return dataclasses.replace(
+        study,
+        rows=tuple(dataclasses.replace(row, paper=paper) for row, paper in zip(found, known_of, strict=True)),
+        columns=kept,
+        seeds=seeds or study.seeds,
+        pretraining_seeds=pretraining_seeds or study.pretraining_seeds,
+    )
+
+
+def plan(study: Study, base: Base, workdir: str) -> list[Cell]:
+    """All cells with their runs, row by row.
+
+    Raises:
+      ValueError: at a change that an experiment does not take, and where weights that are there cannot be what a row
+        asks for; before anything runs.
+    """
+    return [cell for row in study.rows for cell in _row(study, row, base, workdir)]
+
+
+def runs(cells: Sequence[Cell]) -> list[Run]:
+    """The runs of all cells, each once and after the one that it starts from."""
+    found: dict[str, Run] = {}
+    for cell in cells:
+        for run in cell.runs.values():
+            for one in (run.after, run):
+                if one is not None:
+                    found.setdefault(one.workdir, one)
+    return list(found.values())
+
+
+def _row(study: Study, row: Row, base: Base, workdir: str) -> list[Cell]:
+    try:
+        before = _pretrainings(study, row, base, workdir)
+        return [Cell(row, column, _cell(study, row, column, base, before, workdir)) for column in study.columns]
+    except ValueError as error:
+        raise ValueError(f"{study.name}, row {row.name!r}: {error}") from None
+
+
+def _pretrainings(study: Study, row: Row, base: Base, workdir: str) -> list[Run | None]:
+    """Those of a row, one for each seed; None stands for weights that are there."""
+    changes = _made(row.pretraining, base.experiment)
+    if base.trained:
+        require(
+            not changes and row.at == 1 and study.pretraining_seeds == 1,
+            f"it needs a pre-training of its own, and {base.file} holds weights: give a base file, or name the other "
+            "--rows",
+        )
+        return [None]
+    total = sum(phase.steps for phase in base.experiment.phases)
+    if study.checkpoints:
+        require(total > 0, "its checkpoints lie at shares of all steps: give the base's phases steps, not epochs")
+        require(total % study.checkpoints == 0, f"{total} steps cannot be cut into {study.checkpoints} equal parts")
+        changes = {**changes, "every.checkpoint": total // study.checkpoints, "every.keep": study.checkpoints}
+    found: list[Run | None] = []
+    for number in range(study.pretraining_seeds):
+        own = {**changes, "seed": base.experiment.seed + number}
+        exp = config.override(base.experiment, own)
+        folder = _folder(workdir, exp, "")
+        found.append(Run("pre-training", exp, folder, base.file, {**base.changes, **own}))
+    return found
+
+
+def _cell(
+    study: Study, row: Row, column: Column, base: Base, before: Sequence[Run | None], workdir: str
+) -> dict[tuple[int, int], Run]:
+    if not column.experiment:  # a figure of the pre-training itself, at its end
+        return {(number, 0): run for number, run in enumerate(before) if run is not None and row.at == 1}
+    recipe = experiment.load(column.experiment)
+    found = {}
+    for number, run in enumerate(before):
+        start = base.experiment if run is None else run.experiment
+        changes = {
+            **base.fine_tuning.get("", {}),
+            **_made(column.changes, start),
+            **base.fine_tuning.get(column.name, {}),
+            **_made(row.fine_tuning, start),
+            **base.tuning,
+            "init_from": base.file if run is None else run.workdir,
+        }
+        if row.at < 1:
+            total = sum(phase.steps for phase in start.phases)
+            changes["init_step"] = round(row.at * total)
+            require(
+                study.checkpoints > 0 and (row.at * study.checkpoints) % 1 < 1e-9,
+                f"it begins after {row.at:g} of all steps, and of these {study.checkpoints} checkpoints are kept",
+            )
+        for seed in range(recipe.seed, recipe.seed + study.seeds):
+            exp = _changed(recipe, {**changes, "seed": seed}, start)
+            origin = "" if run is None else f"{run.name}@{changes.get('init_step', 'end')}"
+            folder = _folder(workdir, exp, origin)
+            own = {**changes, "seed": seed}
+            found[number, seed] = Run("fine-tuning", exp, folder, column.experiment, own, run, column.folder)
+    return found
+
+
+def _changed(exp: Experiment, changes: Mapping[str, Any], start: Experiment) -> Experiment:
+    """`exp` with changes, of which those of the encoder are changes of the one that it starts from."""
+    inner = {name: value for name, value in changes.items() if name.startswith("encoder.")}
+    exp = config.override(exp, {name: value for name, value in changes.items() if name not in inner})
+    return config.override(dataclasses.replace(exp, encoder=start.encoder), inner) if inner else exp
+
+
+def _made(changes: Changes, base: Experiment) -> dict[str, Any]:
+    return dict(changes(base) if callable(changes) else changes)
+
+
+def _folder(workdir: str, exp: Experiment, origin: str) -> str:
+    """WORKDIR/NAME-DIGEST/seed=N, the digest of all that the run's result depends on; `origin` stands for its start."""
+    kept = {"init_from": origin} if origin else {}
+    values = {**config.to_dict(dataclasses.replace(exp, seed=0, name="")), **kept}
+    flat = {name: value for name, value in _flat(values) if not name.startswith(experiment.RESUMABLE)}
+    digest = cache.digest(json.dumps(flat, sort_keys=True))[:8]
+    return str(epath.Path(workdir) / f"{exp.name}-{digest}" / f"seed={exp.seed}")
+
+
+def _flat(values: Any, path: str = "") -> list[tuple[str, Any]]:
+    """The leaves of a `config.to_dict`, by dotted name."""
+    if not isinstance(values, (dict, list)) or not values:
+        return [(path, values)]
+    items = values.items() if isinstance(values, dict) else enumerate(values)
+    return [leaf for key, value in items for leaf in _flat(value, f"{path}.{key}" if path else str(key))]
+
+
+def spelled(value: Any) -> str:
+    """A value as a flag takes it."""
+    if isinstance(value, (tuple, list)):
+        return f"({', '.join(map(spelled, value))})"
+    return str(value).lower() if isinstance(value, bool) or value is None else str(value)

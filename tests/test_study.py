@@ -1,0 +1,220 @@
+"""Studies: which runs a table takes, which it shares, and that each is a command of its own."""
+
+import dataclasses
+import pathlib
+import shlex
+from typing import Any
+
+import pytest
+
+from bert_jax import checkpoint, config, experiment, study, train
+from bert_jax.config import override, split_flags
+from bert_jax.study import Cell, Column, Row, Run, Study
+from tests.conftest import REPOSITORY
+
+EXPERIMENTS = REPOSITORY / "experiments"
+STUDIES = sorted(path for path in EXPERIMENTS.glob("*.py") if "\nSTUDY = " in path.read_text())
+LAPTOP, BASE = str(EXPERIMENTS / "laptop.py"), str(EXPERIMENTS / "bert_base.py")
+
+
+def planned(
+    name: str, base: str = LAPTOP, rows: Any = (), columns: Any = (), tuning: Any = None, **more: Any
+) -> list[Cell]:
+    found = study.load(str(EXPERIMENTS / f"{name}.py"))
+    found = study.chosen(found, rows, columns, more.pop("seeds", 0), more.pop("pretraining_seeds", 0))
+    return study.plan(found, study.load_base(base, {"task.corpus": "corpus", **more}, tuning or {}), "work")
+
+
+def cell(cells: list[Cell], row: str, column: str) -> Cell:
+    (found,) = [one for one in cells if (one.row.name, one.column.name) == (row, column)]
+    return found
+
+
+def only(cells: list[Cell], row: str, column: str) -> Run:
+    return cell(cells, row, column).runs[0, 0]
+
+
+def test_there_are_the_studies_of_the_paper() -> None:
+    names = {"table5", "table6", "table7", "table8", "figure5", "masking_static_dynamic", "whole_word"}
+    assert {path.stem for path in STUDIES} == names
+
+
+@pytest.mark.parametrize("base", [LAPTOP, BASE])
+@pytest.mark.parametrize("file", STUDIES, ids=lambda path: path.stem)
+def test_every_study_is_planned_on_a_small_base_and_a_large(file: pathlib.Path, base: str) -> None:
+    found = study.load(str(file))
+    everything = [column.name for column in found.columns]
+    cells = planned(file.stem, base, [row.name for row in found.rows], everything)
+    assert found.name == file.stem
+    assert len(cells) == len(found.rows) * len(everything)
+    assert all(one.runs for one in cells)
+
+
+@pytest.mark.parametrize("file", STUDIES, ids=lambda path: path.stem)
+def test_every_run_is_a_command_of_its_own(file: pathlib.Path) -> None:
+    """What the command line makes of the printed words is the study's experiment, field by field."""
+    tuning = {"optimizer.weight_decay": "0.02"}
+    for run in study.runs(planned(file.stem, tuning=tuning)):
+        words = shlex.split(run.command("data"))
+        assert words[:3] == ["python", "-m", "bert_jax"]
+        rest, changes = split_flags(words[3:])
+        flags = dict(word.removeprefix("--").split("=", 1) for word in rest)
+        inner = {name: value for name, value in changes.items() if not name.startswith("encoder.")}
+        if run.kind == "fine-tuning":
+            assert inner.keys() == changes.keys(), "an encoder's change needs the run that it starts from"
+            assert flags["data_dir"] == f"data/{run.folder}"
+        assert config.to_dict(override(experiment.load(flags["config"]), changes)) == config.to_dict(run.experiment)
+        assert flags["workdir"] == run.workdir
+
+
+def test_rows_and_studies_share_what_is_the_same() -> None:
+    table5, figure5, table8 = planned("table5"), planned("figure5"), planned("table8")
+    left, on_top = (only(table5, row, "QNLI") for row in ("LTR & No NSP", "+ BiLSTM"))
+    assert left.after == on_top.after
+    assert left.workdir != on_top.workdir
+    bert = only(table5, "BERT", "MNLI-m")
+    assert only(figure5, "MLM, 100%", "MNLI-m").workdir == bert.workdir == only(table8, "80/10/10", "MNLI-m").workdir
+    assert only(figure5, "LTR, 20%", "MNLI-m").after.workdir == left.after.workdir
+    pretrainings = {run.workdir for run in study.runs([*table5, *figure5, *table8]) if run.kind == "pre-training"}
+    assert len(pretrainings) == 3 + 5
+
+
+def test_runs_come_after_what_they_start_from() -> None:
+    seen: set[str] = set()
+    for run in study.runs(planned("table5")):
+        assert run.after is None or run.after.workdir in seen
+        assert run.workdir not in seen
+        seen.add(run.workdir)
+
+
+@pytest.mark.parametrize(
+    ("changes", "same"),
+    [
+        ({"every.log": 7}, True),
+        ({"encoder.scan": True}, True),
+        ({"mesh.fsdp": 4}, True),
+        ({"encoder.layers": 3}, False),
+        ({"task.masking.rate": 0.4}, False),
+        ({"optimizer.learning_rate": 2e-3}, False),
+    ],
+)
+def test_a_run_is_named_by_what_its_result_depends_on(changes: dict[str, Any], same: bool) -> None:
+    here, there = (only(planned("table5", **more), "BERT", "QNLI") for more in ({}, changes))
+    assert (here.after.workdir == there.after.workdir) == same
+    assert (here.workdir == there.workdir) == same
+
+
+def test_seeds_of_pre_training_and_of_fine_tuning_are_counted_apart() -> None:
+    runs = cell(planned("table5", seeds=4, pretraining_seeds=2), "BERT", "QNLI").runs
+    assert set(runs) == {(p, s) for p in range(2) for s in range(4)}
+    assert {run.after.experiment.seed for run in runs.values()} == {0, 1}
+    assert all(run.experiment.seed == s and run.after.experiment.seed == p for (p, s), run in runs.items())
+    assert len({run.workdir for run in runs.values()}) == 8
+    perplexity = cell(planned("table6", seeds=4, pretraining_seeds=2), "L/2", "perplexity").runs
+    assert set(perplexity) == {(0, 0), (1, 0)}
+
+
+def test_no_row_differs_from_the_base_in_more_than_it_says() -> None:
+    base = experiment.load(LAPTOP)
+    expected = {
+        "BERT": set(),
+        "No NSP": {"task.next_sentence"},
+        "No NSP, one document": {"task.next_sentence", "task.input_format"},
+        "LTR & No NSP": {
+            "task.next_sentence",
+            "task.objective",
+            "encoder.direction",
+            "encoder.classify_from",
+        },
+    }
+    cells = planned("table5", rows=list(expected), columns=["QNLI"])
+    for row, fields in expected.items():
+        run = only(cells, row, "QNLI").after
+        lines = config.differences(config.to_dict(base), config.to_dict(run.experiment))
+        assert {line.split(":")[0] for line in lines} - {"task.corpus"} == fields
+
+
+def test_the_sizes_of_table_6_are_the_paper_s_on_bert_base() -> None:
+    cells = planned("table6", BASE)
+    sizes = [
+        (e.layers, e.hidden, e.heads, e.feed_forward)
+        for one in cells
+        if one.column.name == "perplexity"
+        for e in [one.runs[0, 0].experiment.encoder]
+    ]
+    paper = [(12, 768, 12), (3, 768, 12), (6, 768, 3), (6, 768, 12), (12, 1024, 16), (24, 1024, 16)]
+    assert sizes == [(*size, 4 * size[1]) for size in paper]
+
+
+def test_figure_5_starts_at_checkpoints_that_are_kept() -> None:
+    cells = planned("figure5")
+    steps = [one.runs[0, 0].experiment.init_step for one in cells]
+    assert steps == [1300, 2600, 3900, 5200, None] * 2
+    every = cells[0].runs[0, 0].after.experiment.every
+    assert all(step % every.checkpoint == 0 for step in steps if step)
+    assert every.keep * every.checkpoint >= 6500
+    with pytest.raises(ValueError, match="cannot be cut into 10 equal parts"):
+        planned("figure5", **{"phases.0.steps": 4_001})
+    with pytest.raises(ValueError, match="phases steps, not epochs"):
+        planned("figure5", **{"phases.0.steps": 0, "phases.0.epochs": 1, "phases.1.steps": 0, "phases.1.epochs": 1})
+
+
+def test_a_row_costs_a_line() -> None:
+    table8 = study.load(str(EXPERIMENTS / "table8.py"))
+    more = dataclasses.replace(table8, rows=(*table8.rows, Row("mask rate 40%", {"task.masking.rate": 0.4})))
+    cells = study.plan(study.chosen(more), study.load_base(LAPTOP, {}, {}), "work")
+    run = only(cells, "mask rate 40%", "NER").after
+    assert run.experiment.task.masking == config.Masking(rate=0.4)
+
+
+def test_what_a_fine_tuning_is_made_of() -> None:
+    """The recipe of a file; then the base's for all, the column's, the base's for it, the row's, the command line's."""
+    cells = planned("table8", columns=["NER", "NER features"])
+    tuned, frozen = (only(cells, "80/10/10", name).experiment for name in ("NER", "NER features"))
+    assert tuned.optimizer.learning_rate == 3e-4  # of the base's file, where conll2003.py has 5e-5
+    assert not tuned.task.document  # of the base's file, for this column
+    assert frozen.optimizer.learning_rate == 1e-3  # the column's own
+    assert frozen.task.bilstm.width == 128  # as wide as the base
+    loud = planned("table8", columns=["NER features"], tuning={"optimizer.learning_rate": "0.5"})
+    assert only(loud, "80/10/10", "NER features").experiment.optimizer.learning_rate == 0.5
+
+
+def test_weights_that_are_there_stand_for_a_base(tiny: experiment.Experiment, tmp_path: pathlib.Path) -> None:
+    weights = tmp_path / "weights"
+    experiment.record(train.resolve(override(tiny, {"encoder.layers": 4})), str(_made(weights)))
+    checkpoint.write_params(str(weights), {"encoder": {}})
+    cells = planned_from(weights)
+    runs = study.runs(cells)
+    assert {run.kind for run in runs} == {"fine-tuning"}
+    assert {run.experiment.init_from for run in runs} == {str(weights)}
+    with pytest.raises(ValueError, match="row 'No NSP': it needs a pre-training of its own"):
+        planned_from(weights, "table5")
+    with pytest.raises(ValueError, match=r"whose pre-training is over: task\.corpus cannot change"):
+        study.load_base(str(weights), {"task.corpus": "elsewhere"}, {})
+
+
+def planned_from(weights: pathlib.Path, name: str = "table7") -> list[Cell]:
+    found = study.chosen(study.load(str(EXPERIMENTS / f"{name}.py")))
+    return study.plan(found, study.load_base(str(weights), {}, {}), "work")
+
+
+def _made(folder: pathlib.Path) -> pathlib.Path:
+    folder.mkdir()
+    return folder
+
+
+def test_wrong_names_are_refused(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(ValueError, match="has no 'No NPS': did you mean 'No NSP'"):
+        planned("table5", rows=["No NPS"])
+    with pytest.raises(ValueError, match="has no 'SST2': did you mean 'SST-2'"):
+        planned("table5", columns=["SST2"])
+    with pytest.raises(ValueError, match="two rows of s have one name"):
+        Study("s", "", rows=(Row("a"), Row("a")), columns=(Column("c"),))
+    with pytest.raises(ValueError, match="has the paper's figure of 'd'"):
+        Study("s", "", rows=(Row("a", paper={"d": 1.0}),), columns=(Column("c"),))
+    with pytest.raises(ValueError, match=r"at must lie in \(0, 1\]"):
+        Study("s", "", rows=(Row("a", at=0.0),), columns=(Column("c"),))
+    with pytest.raises(ValueError, match="must define STUDY"):
+        study.load(LAPTOP)
+    with pytest.raises(ValueError, match="there is no file"):
+        study.load(str(tmp_path / "none.py"))
