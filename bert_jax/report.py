@@ -16,7 +16,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from bert_jax import config, metrics, plots
+from bert_jax import chips, config, metrics, plots
 from bert_jax.results import SIGNIFICANT, Result
 from bert_jax.study import Base, Run, Study, runs
 
@@ -91,9 +91,21 @@ def to_dict(study: Study, base: Base, results: Sequence[Result], data_dir: str =
 
 
 def cost(run: Run) -> dict[str, Any]:
-    """What a run took: steps, tokens, FLOPs, seconds and device; nothing of one that is not done."""
+    """What a run took: steps, tokens, FLOPs, seconds in steps and device; of these, tokens a second and MFU.
+
+    Nothing of one that is not done; what is not known (the peak of a CPU) is left out.
+    """
     result = run.result() or {}
-    return {name: result[name] for name in ("step", "tokens", "flops", "seconds", "device") if name in result}
+    found: dict[str, Any] = {
+        name: result[name] for name in ("step", "tokens", "flops", "seconds", "device") if name in result
+    }
+    if found.get("seconds"):
+        found["tokens_per_second"] = found["tokens"] / found["seconds"]
+        count, _, kind = found["device"].partition(" x ")
+        chip = chips.find(kind)
+        if chip:
+            found["mfu"] = found["flops"] / found["seconds"] / (int(count) * chip.flops)
+    return found
 
 
 def text(one: Result) -> str:
@@ -123,13 +135,14 @@ def markdown(study: Study, base: Base, results: Sequence[Result], data_dir: str 
     if any(largest):
         lines.append(f"| always the largest class | {' | '.join(largest)} |")
     lines += ["", LEGEND, "", "## What the runs took", ""]
-    lines += ["| run | step | tokens | FLOPs | seconds in steps | device |", "|---|---|---|---|---|---|"]
+    lines += ["| run | step | tokens | FLOPs | seconds in steps | tokens/s | MFU | device |", "|---" * 8 + "|"]
     everything = runs([one.cell for one in results])
     for run in everything:
         took = cost(run)
         figures = [f"{took[name]:,}" if name in took else "-" for name in ("step", "tokens")]
         figures += [f"{took['flops']:.3g}" if took.get("flops") else "-"]
-        figures += [f"{took['seconds']:,.0f}" if "seconds" in took else "-", str(took.get("device", "-"))]
+        figures += [f"{took[name]:,.0f}" if name in took else "-" for name in ("seconds", "tokens_per_second")]
+        figures += [f"{took['mfu']:.1%}" if took.get("mfu") else "-", str(took.get("device", "-"))]
         lines.append(f"| {run.name} | {' | '.join(figures)} |")
     lines += ["", "## Each run by itself", ""]
     lines += [f"    {run.command(data_dir)}" for run in everything]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
+import pathlib
 import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -86,7 +87,7 @@ def reproduce(
 
 def _write(plan: Study, base: Base, cells: Sequence[Cell], workdir: str, data_dir: str) -> list[Result]:
     found = results.collect(cells)
-    report.write(plan, base, found, epath.Path(workdir) / plan.name, data_dir)
+    report.write(plan, base, found, pathlib.Path(workdir) / plan.name, data_dir)
     return found
 
 

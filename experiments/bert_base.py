@@ -1,7 +1,7 @@
 """BERT-Base (paper, section 3 and appendix A.2): 110M parameters, 900k steps at length 128, then 100k at 512.
 
 Paper: 4 days on 16 TPU chips; MNLI 84.6/83.4, SQuAD 1.1 dev F1 88.5. Batch 256 sequences, Adam at 1e-4, 10k steps of
-warm-up. bfloat16 activations are this file's one departure from the original's float32.
+warm-up: 42.6B tokens, 2.2e19 FLOPs. bfloat16 activations are this file's one departure from the original's float32.
 
     python -m bert_jax --config=experiments/bert_base.py --config.task.corpus=CORPUS --workdir=RUN
 """

@@ -1,8 +1,11 @@
 """Every experiment file is loaded, traced and held to the paper's sizes."""
 
+import collections
+import re
+
 import pytest
 
-from bert_jax import config, experiment, sharding
+from bert_jax import config, experiment, sharding, train
 from bert_jax.config import override
 from bert_jax.experiment import Experiment
 from bert_jax.program import Program, parameter_count
@@ -10,7 +13,7 @@ from bert_jax.tasks.pretrain import Pretrain
 from bert_jax.tokenizer import WordPiece
 from tests.conftest import REPOSITORY
 
-FILES = sorted((REPOSITORY / "experiments").glob("*.py"))
+FILES = [file for file in sorted((REPOSITORY / "experiments").glob("*.py")) if "STUDY = " not in file.read_text()]
 
 # Encoder and pooler, as published; 110M, 340M, 4.4M, 11.3M, 29.1M and 41.7M when rounded as the papers round.
 PUBLISHED = {
@@ -94,6 +97,20 @@ def test_all_24_miniatures() -> None:
             params = shapes(exp)
             counted = parameter_count({name: params[name] for name in ("encoder", "pooler")})
             assert counted == embeddings + layers * layer + square + hidden
+
+
+@pytest.mark.parametrize("name", ["laptop", "h100", "bert_base", "bert_large"])
+def test_a_base_says_what_it_takes(name: str) -> None:
+    """Tokens and FLOPs in the docstring are those that the code counts."""
+    file = REPOSITORY / "experiments" / f"{name}.py"
+    exp = experiment.load(str(file))
+    lengths = [collections.Counter({phase.length: phase.steps}) for phase in exp.phases]
+    tokens, flops = train.work(exp, shapes(exp), lengths)
+    said = re.search(r"([\d.]+)([MB]) tokens, ([\d.]+e\d+) FLOPs", " ".join(file.read_text().split()))
+    assert said is not None
+    digits, unit, operations = said.groups()
+    assert float(digits) * {"M": 1e6, "B": 1e9}[unit] == pytest.approx(tokens, rel=0.01)
+    assert float(operations) == pytest.approx(flops, rel=0.03)
 
 
 def test_a_file_without_an_experiment_is_said(tmp_path) -> None:

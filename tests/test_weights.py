@@ -252,6 +252,36 @@ def test_live_heads(transformers: Any, kind: str, gelu: str, tmp_path: pathlib.P
         np.testing.assert_allclose(array, wanted[names_there.get(name, name)], rtol=0, atol=1e-4, err_msg=name)
 
 
+def test_live_a_decoder_is_a_left_to_right_encoder(transformers: Any, tmp_path: pathlib.Path) -> None:
+    """Hidden states of all layers and the next token's logits; and `transformers` reads what is written of it."""
+    import torch
+
+    theirs = published(
+        transformers, "BertLMHeadModel", tmp_path / "a", is_decoder=True, max_position_embeddings=32, **SIZES[0]
+    )
+    model = bert_jax.load(str(tmp_path / "a"))
+    assert (model.config.direction, model.config.classify_from) == ("left_to_right", "last")
+    inputs = batch(4, 30, SIZES[0]["vocab_size"])
+    asked = {"input_ids": "tokens", "attention_mask": "mask", "token_type_ids": "segments"}
+    tensors = {name: torch.tensor(inputs[ours]).long() for name, ours in asked.items()}
+    with torch.no_grad():
+        wanted = theirs(**tensors, output_hidden_states=True)
+    real = inputs["mask"]
+    for ours, reference in zip(hidden_states(model, inputs), wanted.hidden_states, strict=True):
+        np.testing.assert_allclose(ours[real], reference.numpy()[real], rtol=0, atol=1e-5 * reference.abs().max())
+    found, logits = model.outputs(inputs)["lm_logits"], wanted.logits.numpy()[:, :-1]
+    np.testing.assert_allclose(found[real[:, :-1]], logits[real[:, :-1]], rtol=0, atol=1e-4)
+    written = huggingface.write(_empty(tmp_path / "b"), model.params, model.config, vocabulary(60), ())
+    again = getattr(transformers, written).from_pretrained(tmp_path / "b").eval()
+    with torch.no_grad():
+        np.testing.assert_array_equal(again(**tensors).logits, wanted.logits)
+
+
+def _empty(folder: pathlib.Path) -> pathlib.Path:
+    folder.mkdir()
+    return folder
+
+
 class Arrays(dict):
     """Arrays by their published names, as `names.params` takes them."""
 
@@ -392,6 +422,26 @@ def test_the_pooler_of_a_tagger_is_left_out(tmp_path: pathlib.Path) -> None:
     assert "pooler" not in pretrained.open(str(tmp_path)).params()
 
 
+def test_a_left_to_right_model_goes_there_and_back(tmp_path: pathlib.Path) -> None:
+    size = config.override(TINY, {"direction": "left_to_right", "classify_from": "last"})
+    params = random_params(size, ("masked_lm",))
+    assert huggingface.write(_empty(tmp_path / "lm"), params, size, vocabulary(40), ()) == "BertLMHeadModel"
+    found = pretrained.open(str(tmp_path / "lm"))
+    assert found.encoder == size
+    assert_equal(found.params(), params)
+
+
+@pytest.mark.parametrize("head", ["classifier", "choice"])
+def test_a_head_that_reads_the_last_token_is_not_written(head: str, tmp_path: pathlib.Path) -> None:
+    size = config.override(TINY, {"classify_from": "last"})
+    params = random_params(size, ("pooler", head), classes=1)
+    with pytest.raises(ValueError, match="classifies from the last token"):
+        huggingface.write(tmp_path, params, size, vocabulary(40), ())
+    with pytest.raises(ValueError, match="classifies from the first token"):
+        tf1.write(tmp_path, params, size, vocabulary(40), ())
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_sentencepiece_model_cannot_be_written(tmp_path: pathlib.Path) -> None:
     texts = (f"{a}{b} {b}{c}" for a in "abcd" for b in "efgh" for c in "ijkl")
     other = tokenizer.train_sentencepiece(texts, 30, kind="bpe")
@@ -515,7 +565,7 @@ def test_tokenizer_json_alone(tmp_path: pathlib.Path) -> None:
     [
         ({"hidden_act": "relu"}, "hidden_act is 'relu'"),
         ({"position_embedding_type": "relative_key"}, "position_embedding_type is 'relative_key'"),
-        ({"is_decoder": True}, "is_decoder is True"),
+        ({"is_decoder": True}, r"is_decoder is true, and its classifier reads \[CLS\]"),
         ({"add_cross_attention": True}, "add_cross_attention is True"),
         ({"model_type": "roberta"}, "model_type is 'roberta'"),
         ({"quantization_config": {"bits": 4}}, "quantization_config is"),

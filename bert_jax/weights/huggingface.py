@@ -74,6 +74,11 @@ def read(directory: str) -> Published:
     try:
         tensors = _Canonical(opened)
         heads = _heads(values, tensors)
+        pooled = sorted(heads & {"classifier", "choice", "next_sentence"})
+        require(
+            encoder.direction == "both" or not pooled,
+            f"is_decoder is true, and its {' and '.join(pooled)} reads [CLS], which sees nothing there but itself",
+        )
         params = names.params(tensors, "huggingface", encoder, heads)
     except ValueError as error:
         raise ValueError(f"{directory}: {error}") from None

@@ -1,0 +1,123 @@
+"""What people see of a study: the marks of a cell, files that hold all, a page that stands by itself."""
+
+import json
+import math
+import pathlib
+import re
+
+import matplotlib.image
+import pytest
+
+from bert_jax import report, results, study
+from bert_jax.results import Comparison, Result
+from bert_jax.study import Base, Cell, Column, Row, Study
+from tests.conftest import REPOSITORY
+from tests.test_results import cells
+
+TUNED = {"step": 10, "tokens": 12_345, "flops": 6.5e9, "seconds": 3.2, "device": "1 x cpu", "metric": "accuracy"}
+
+
+@pytest.mark.parametrize(
+    ("values", "against", "expected"),
+    [
+        ([84.0, 85.0], None, "84.5 ± 0.7 [84.4]"),
+        ([84.0, 85.0], Comparison(1.0, 0.3, 2, "fine-tuning seeds"), "84.5 ± 0.7 ≈ [84.4]"),
+        ([84.0, 85.0], Comparison(1.0, 0.01, 2, "fine-tuning seeds"), "84.5 ± 0.7 * [84.4]"),
+        ([84.0], Comparison(1.0, math.nan, 1, "fine-tuning seeds"), "84.0 ? (1 of 2) [84.4]"),
+        ([], None, "- [84.4]"),
+    ],
+)
+def test_a_cell(tmp_path: pathlib.Path, values: list[float], against: Comparison | None, expected: str) -> None:
+    (cell,) = cells(tmp_path, {("row", "column"): [{}, {}]})
+    one = Result(cell, {(0, n): value for n, value in enumerate(values)}, (), against)
+    assert report.text(one) == expected
+
+
+def test_a_collapsed_run_is_named_so(tmp_path: pathlib.Path) -> None:
+    (cell,) = cells(tmp_path, {("row", "column"): [{}]})
+    assert "1 collapsed" in report.text(Result(cell, {(0, 0): 50.0}, ((0, 0),), None))
+
+
+@pytest.fixture
+def written(tmp_path: pathlib.Path) -> pathlib.Path:
+    """The files of a study of two rows and two columns, of which one run is missing; names hold signs of HTML."""
+    figures = {
+        ("a <b>", "one"): [{**TUNED, "score": 0.81, "majority": 0.5}, {**TUNED, "score": 0.84}],
+        ("a <b>", "two"): [{**TUNED, "f1": 0.5}, {**TUNED, "f1": 0.6}],
+        ("c & d", "one"): [{**TUNED, "score": 0.71}, {**TUNED, "score": 0.75}],
+        ("c & d", "two"): [{**TUNED, "f1": 0.4}, {}],
+    }
+    found = cells(tmp_path / "runs", figures)
+    columns = {cell.column.name: cell.column for cell in found}
+    rows = {cell.row.name: cell.row for cell in found}
+    found = [Cell(cell.row, columns[cell.column.name], cell.runs) for cell in found]
+    plan = Study("s", "A study", tuple(Row(name) for name in rows), tuple(columns.values()), seeds=2)
+    base = Base("base.py", found[0].runs[0, 0].experiment, {"task.corpus": "c"}, {}, {})
+    report.write(plan, base, results.collect(found), tmp_path / "out", "data")
+    return tmp_path / "out"
+
+
+def test_the_table_in_markdown(written: pathlib.Path) -> None:
+    text = (written / "table.md").read_text()
+    lines = text.splitlines()
+    assert "| | one | two |" in lines
+    assert "| a <b> | 82.5 ± 2.1 [84.4] | 55.0 ± 7.1 [84.4] |" in lines
+    assert re.search(r"\| c & d \| 73\.0 ± 2\.8 [*≈] \[84\.4\] \| 40\.0 \? \(1 of 2\) \[84\.4\] \|", text)
+    assert "| always the largest class | 50.0 |  |" in lines
+    assert "| 10 | 12,345 | 6.5e+09 | 3 | 3,858 | - | 1 x cpu |" in text
+    assert text.count("python -m bert_jax --config=file.py") == 8
+
+
+def test_mfu_is_of_all_chips(tmp_path: pathlib.Path) -> None:
+    took = {**TUNED, "flops": 989e12, "seconds": 2.0, "device": "4 x NVIDIA H100 80GB HBM3"}
+    (cell,) = cells(tmp_path, {("row", "column"): [took]})
+    assert report.cost(cell.runs[0, 0])["mfu"] == pytest.approx(1 / 8)
+
+
+def test_the_table_in_json(written: pathlib.Path) -> None:
+    values = json.loads((written / "table.json").read_text())
+    cell = values["cells"][2]
+    assert (cell["row"], cell["column"], cell["n"], cell["of"], cell["paper"]) == ("c & d", "one", 2, 2, 84.4)
+    assert cell["values"] == {"0,0": 71.0, "0,1": 75.0}
+    assert cell["against_first_row"]["difference"] == pytest.approx(-9.5)
+    assert values["cells"][3]["against_first_row"]["p"] is None
+    run = values["runs"][cell["runs"][0]]
+    assert run["config"]["is"] == "Experiment"
+    assert run["flops"] == 6.5e9
+
+
+def test_the_page_needs_no_other_file(written: pathlib.Path) -> None:
+    page = (written / "report.html").read_text()
+    assert "a &lt;b&gt;" in page
+    assert "<b>" not in page
+    assert not re.search(r'(src|href)="(?!data:)', page)
+    assert "data:image/png;base64," in page
+    assert "less the first row: -9.50" in page
+    assert page.count("<details>") == 4 + 8
+
+
+def test_the_picture_is_drawn(written: pathlib.Path) -> None:
+    picture = matplotlib.image.imread(written / "table.png")
+    assert picture.shape[0] > 300
+    assert len({tuple(pixel) for pixel in picture[:, :, :3].reshape(-1, 3)[::7].tolist()}) > 20
+
+
+def test_a_figure_has_a_line_for_each_kind_of_row(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    points = [(line, at) for line in "ab" for at in (0.5, 1.0)]
+    found = cells(tmp_path, {(f"{line} {at}", "one"): [{"score": at}] for line, at in points})
+    rows = [Row(cell.row.name, at=at, line=line) for cell, (line, at) in zip(found, points, strict=True)]
+    column = Column("one")
+    plan = Study("s", "A figure", tuple(rows), (column,), seeds=1)
+    drawn = {}
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda self, *a, **k: drawn.update(figure=self))
+    placed = [Cell(row, column, cell.runs) for row, cell in zip(rows, found, strict=True)]
+    report.draw(plan, results.collect(placed), tmp_path / "f.png")
+    (panel,) = drawn["figure"].axes
+    assert [text.get_text() for text in panel.get_legend().get_texts()] == ["a", "b"]
+    assert [list(one.lines[0].get_xdata()) for one in panel.containers] == [[0.5, 1.0]] * 2
+    assert [list(one.lines[0].get_ydata()) for one in panel.containers] == [[50.0, 100.0]] * 2
+
+
+def test_the_legend_names_all_marks() -> None:
+    assert all(mark in report.LEGEND for mark in "≈*?")
+    assert study.load(str(REPOSITORY / "experiments" / "table5.py")).title
