@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -21,7 +22,7 @@ from typing import Any
 from absl import app, flags, logging
 
 from bert_jax import startup
-from bert_jax.config import split_flags
+from bert_jax.config import require, split_flags
 
 _CONFIG = flags.DEFINE_string("config", None, "The experiment: a Python file that defines EXPERIMENT.", required=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run is kept; local or gs://.", required=True)
@@ -32,11 +33,12 @@ _CACHE_DIR = flags.DEFINE_string(
     "cache_dir", "", "What runs share, and may be deleted; default: $BERT_JAX_CACHE, else ~/.cache/bert_jax."
 )
 _STOP_AT = flags.DEFINE_integer("stop_at", 0, "Stop after so many steps in all, with a checkpoint; 0: at the end.")
+_PROFILE = flags.DEFINE_string("profile", "", "START:STOP: writes a trace of these steps for XProf to WORKDIR/profile.")
 _SEEDS = flags.DEFINE_integer("seeds", 1, "Run so many seeds, from the experiment's on; prints mean and spread.")
 _GRID = flags.DEFINE_string("grid", None, "Run a grid: a Python file that defines GRID, values by field.")
 _TOGETHER = flags.DEFINE_integer("together", 1, "Of --seeds and --grid: how many runs share a program, side by side.")
 _KEEP = flags.DEFINE_enum("keep", "best", ["best", "all"], "Of --seeds and --grid: whose checkpoints stay.")
-_MULTIHOST = flags.DEFINE_bool("multihost", False, "One process of several: calls jax.distributed.initialize().")
+_MULTIHOST = flags.DEFINE_bool("multihost", False, "One process of several: see hosts.py.")
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, where the platform does not know it.")
 _PROCESSES = flags.DEFINE_integer("processes", None, "How many processes there are, likewise.")
 _PROCESS = flags.DEFINE_integer("process", None, "The number of this one, from 0, likewise.")
@@ -46,24 +48,24 @@ def main(argv: Sequence[str], changes: dict[str, str]) -> int:
     """Exit codes: 0 done, 1 an error that stands on stderr, 128 + n stopped by signal n with the state saved."""
     if len(argv) > 1:
         raise app.UsageError(f"too many arguments: {argv[1:]}; a flag's value follows an equals sign")
-    import jax  # after the flags: --help needs no device
-
-    from bert_jax import experiment, sweep, train
+    from bert_jax import experiment, hosts, sweep, train  # after the flags: --help needs no JAX
 
     logging.set_verbosity(logging.ERROR)
     startup.keep_programs(_CACHE_DIR.value)
     if _MULTIHOST.value:
-        jax.distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+        hosts.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     try:
         chosen = train.configured(experiment.load(_CONFIG.value), changes, _WORKDIR.value)
         where: dict[str, Any] = {"data_dir": _DATA_DIR.value, "cache_dir": _CACHE_DIR.value}
+        profile = _steps(_PROFILE.value)
         if _SEEDS.value != 1 or _GRID.value:
+            require(profile is None, "--profile is for one run: leave out --seeds and --grid")
             grid = sweep.load_grid(_GRID.value) if _GRID.value else {}
             several: dict[str, Any] = {"seeds": _SEEDS.value, "together": _TOGETHER.value, "keep": _KEEP.value}
             summary = sweep.sweep(chosen, _WORKDIR.value, grid, **several, **where)
             print(f"{summary.table()}\n\nbest run: {summary.best_run()}")
             return 0
-        result = train.run(chosen, _WORKDIR.value, stop_at=_STOP_AT.value, **where)
+        result = train.run(chosen, _WORKDIR.value, stop_at=_STOP_AT.value, profile=profile, **where)
         print(json.dumps(result, indent=1))
     except train.Stopped as stopped:
         print(stopped, file=sys.stderr)
@@ -72,8 +74,15 @@ def main(argv: Sequence[str], changes: dict[str, str]) -> int:
         if os.environ.get("BERT_JAX_TRACEBACK"):
             raise
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return hosts.leave(1)
     return 0
+
+
+def _steps(text: str) -> tuple[int, int] | None:
+    """The two numbers of START:STOP; None of ""."""
+    match = re.fullmatch(r"(\d+):(\d+)", text)
+    require(match or not text, f"--profile=START:STOP takes two step numbers, as in --profile=100:110, not {text!r}")
+    return (int(match[1]), int(match[2])) if match else None
 
 
 if __name__ == "__main__":

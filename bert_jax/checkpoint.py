@@ -29,20 +29,28 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(self._directory, options=options)
 
     def latest(self) -> int | None:
-        """The newest step that there is a checkpoint of."""
+        """The newest step that there is a checkpoint of, or soon will be."""
         return self._manager.latest_step()
 
-    def save(self, step: int, state: Any) -> None:
+    def complete(self) -> int | None:
+        """The newest step whose checkpoint is known to be on disk."""
+        steps = sorted(self._manager.all_steps())
+        return next(iter(steps[-2:-1] if self._manager.is_saving_in_progress() else steps[-1:]), None)
+
+    def save(self, step: int, state: Any) -> bool:
         """Starts to write `state` (step, params, optimizer); returns once the arrays are copied from the devices.
+
+        False where there is a checkpoint of that step already: it stays as it is.
 
         Raises:
           OSError: where the disk is full, at this checkpoint or the one before. Older ones stand.
         """
         if step in self._manager.all_steps():
-            return
+            return False
         items = {name: ocp.args.StandardSave(getattr(state, name)) for name in ("params", "optimizer")}
         with self._disk_errors():
             self._manager.save(step, args=ocp.args.Composite(**items))
+        return True
 
     def restore(self, step: int, state: Any) -> Any:
         """The state at `step`, laid out as the abstract `state` (`jax.ShapeDtypeStruct`s with shardings) says.

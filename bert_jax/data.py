@@ -16,6 +16,10 @@ from bert_jax.tasks.base import Measured, Source
 
 T = TypeVar("T")
 
+# Seconds that a host of several waits for its data. The others cannot go on without it, and idle chips cost more than
+# a restart from a checkpoint.
+PATIENCE = 60.0
+
 
 def shuffled(size: int, seed: int, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The examples at `positions` [B] of an endless stream that shuffles `size` examples anew for each epoch.
@@ -214,16 +218,26 @@ def static_lengths(sizes: np.ndarray, count: int, multiple: int = 8) -> list[int
 
 
 def ahead(get: Callable[[int], T], numbers: range, depth: int = 3) -> Iterator[T]:
-    """`get(n)` for each of `numbers`, in order, computed up to `depth` items ahead by a thread."""
-    with concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="data") as pool:
-        pending: list[concurrent.futures.Future[Any]] = []
-        try:
-            for n in numbers:
-                pending.append(pool.submit(get, n))
-                if len(pending) > depth:
-                    yield pending.pop(0).result()
-            while pending:
-                yield pending.pop(0).result()
-        finally:
-            for future in pending:
-                future.cancel()
+    """`get(n)` for each of `numbers`, in order, computed up to `depth` items ahead by a thread.
+
+    Raises:
+      TimeoutError: where one takes longer than `PATIENCE` while other hosts wait for this one.
+    """
+    patience = PATIENCE if jax.process_count() > 1 else None
+    pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="data")
+    pending: list[concurrent.futures.Future[Any]] = []
+
+    def oldest() -> Any:
+        if not concurrent.futures.wait(pending[:1], patience).done:
+            raise TimeoutError(f"no data for {PATIENCE:.0f} seconds: does this host's disk or bucket hang?")
+        return pending.pop(0).result()
+
+    try:
+        for n in numbers:
+            pending.append(pool.submit(get, n))
+            if len(pending) > depth:
+                yield oldest()
+        while pending:
+            yield oldest()
+    finally:
+        pool.shutdown(wait=patience is None, cancel_futures=True)

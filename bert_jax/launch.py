@@ -182,7 +182,7 @@ def supervise(
         elif found == "ACTIVE":
             if fresh:
                 run([*install(slice), *copy_corpus(slice)])
-            ended = read(on_workers(slice, "tail -n 40 ~/bert_jax/run.log 2>/dev/null", worker="0"))
+            ended = read(on_workers(slice, "tail -n 80 ~/bert_jax/run.log 2>/dev/null", worker="0"))
             if not fresh and '"done": true' in ended:
                 return
             run(start(slice))

@@ -1,18 +1,22 @@
-"""What a run says while it goes: metrics.jsonl, TensorBoard events, a live line."""
+"""What a run says while it goes: metrics.jsonl, TensorBoard events, a live line; and where its time went."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import sys
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, TypeVar
 
+import jax
 import rich.console
 import rich.progress
 import tensorboardX
 from etils import epath
+
+T = TypeVar("T")
 
 
 class Writer:
@@ -31,8 +35,10 @@ class Writer:
             str(epath.Path(workdir) / "tensorboard"), purge_step=step + 1 if step >= 0 else None, write_to_disk=True
         )
 
-    def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
-        line = json.dumps({"step": step, "split": split, **{k: _rounded(v) for k, v in values.items()}}) + "\n"
+    def write(self, step: int, split: str, values: Mapping[str, float], **more: float) -> None:
+        """Numbers for a line and the charts; `more` is for the line alone, and not rounded."""
+        figures = {name: _rounded(value) for name, value in values.items()}
+        line = json.dumps({"step": step, "split": split, **figures, **more}) + "\n"
         if self._local:
             with self._path.open("a") as file:
                 file.write(line)
@@ -63,6 +69,104 @@ def read(workdir: str, split: str | None = None) -> list[dict[str, Any]]:
 def _rounded(value: float) -> float | None:
     """Seven digits are what float32 holds; JSON has no NaN."""
     return float(f"{value:.7g}") if math.isfinite(value) else None
+
+
+class Goodput:
+    """Where a run's wall time goes: seconds by place, by what the main thread of the first host is at or waits for.
+
+      steps        handing steps to the devices, and waiting for their figures: what the time is for
+      data         the next batch
+      compile      the first step of each shape, until it is handed over: traced, and compiled or read from the cache
+      evaluation   scores and predictions, with what they compile
+      checkpoints  the state's way from the devices, and what the disk has not taken in until then
+      start        what comes before the first step: reading data, building or restoring the state
+      restarts     of a run that goes on: since its checkpoint was made. What was computed past it is lost.
+
+    Nothing is waited for on its account: devices that work while the host waits for something else are not seen.
+    """
+
+    PLACES = ("steps", "data", "compile", "evaluation", "checkpoints", "start", "restarts")
+
+    def __init__(self, began: float) -> None:
+        """Of a call that began then, in Unix time."""
+        self._seconds = dict.fromkeys(self.PLACES, 0.0)
+        self._place, self._since = "start", began
+
+    def enter(self, place: str) -> str:
+        """From now on the time belongs to `place`; returns where it belonged before."""
+        now, before = time.time(), self._place
+        self._seconds[before] += now - self._since
+        self._place, self._since = place, now
+        return before
+
+    @contextlib.contextmanager
+    def at(self, place: str) -> Iterator[None]:
+        """The time inside belongs to `place`."""
+        before = self.enter(place)
+        try:
+            yield
+        finally:
+            self.enter(before)
+
+    def waits(self, place: str, items: Iterable[T]) -> Iterator[T]:
+        """`items`, the time for which belongs to `place`."""
+        iterator = iter(items)
+        while True:
+            with self.at(place):
+                try:
+                    item = next(iterator)
+                except StopIteration:
+                    return
+            yield item
+
+    def seconds(self, earlier: Mapping[str, float]) -> dict[str, float]:
+        """By place, until now, with what was `earlier`."""
+        self.enter(self._place)
+        return {place: seconds + earlier.get(place, 0.0) for place, seconds in self._seconds.items()}
+
+    @staticmethod
+    def shares(seconds: Mapping[str, float]) -> dict[str, float]:
+        """Each place's share of the whole, which is "seconds"."""
+        total = math.fsum(seconds.values())
+        shares = {place: round(value / total, 4) if total else 0.0 for place, value in seconds.items()}
+        return {**shares, "seconds": round(total, 3)}
+
+    @classmethod
+    def earlier(cls, workdir: str, step: int, began: float) -> dict[str, float]:
+        """The seconds of the calls before one that goes on from `step` and `began` then, as the workdir has them."""
+        lines = [line for line in read(workdir, "goodput") if line["step"] == step]
+        if not lines:  # it begins, or an older version began it
+            return {}
+        seconds = {place: lines[-1].get(place, 0.0) for place in cls.PLACES}
+        return {**seconds, "restarts": seconds["restarts"] + max(0.0, began - lines[-1]["time"])}
+
+
+class Profile:
+    """A trace of the steps `first` to `last`, both included, for XProf or Perfetto. Use in `with`."""
+
+    def __init__(self, folder: str, first: int, last: int) -> None:
+        self._folder, self._first, self._last, self._on = folder, first, last, False
+
+    def before(self, step: int, state: Any) -> None:
+        """A step is about to be handed to the devices; it works on `state`."""
+        if not self._on and self._first <= step <= self._last:
+            jax.block_until_ready(state)  # steps before the first are none of it
+            jax.profiler.start_trace(self._folder)
+            self._on = True
+
+    def after(self, step: int, state: Any) -> None:
+        """A step was handed to the devices; it will give `state`."""
+        if self._on and step == self._last:
+            jax.block_until_ready(state)
+            self.__exit__()
+
+    def __enter__(self) -> Profile:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self._on:
+            self._on = False
+            jax.profiler.stop_trace()
 
 
 class Progress:

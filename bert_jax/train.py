@@ -14,7 +14,7 @@ import functools
 import json
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -29,6 +29,7 @@ from bert_jax import (
     config,
     data,
     experiment,
+    hosts,
     metrics,
     optimizer,
     pretrained,
@@ -264,31 +265,15 @@ def frozen_encoder(exp: Experiment, workdir: str = "") -> Frozen | None:
     return Frozen(exp.encoder, jax.tree.map(np.asarray, params))
 
 
-@contextlib.contextmanager
-def signals() -> Iterator[Callable[[], int | None]]:
-    """Turns SIGTERM and SIGINT into a question that the loop asks between steps; a second one ends it at once."""
-    heard: list[int] = []
-
-    def hear(signum: int, _: Any) -> None:
-        if heard:
-            raise KeyboardInterrupt
-        heard.append(signum)
-
-    before = {signum: signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        for signum in before:
-            signal.signal(signum, hear)
-    except ValueError:  # not in the main thread: a notebook's or a test's; signals stay as they are
-        before = {}
-    try:
-        yield lambda: heard[0] if heard else None
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
-
-
 def run(
-    exp: Experiment, workdir: str, *, data_dir: str = "", cache_dir: str = "", stop_at: int = 0, quiet: bool = False
+    exp: Experiment,
+    workdir: str,
+    *,
+    data_dir: str = "",
+    cache_dir: str = "",
+    stop_at: int = 0,
+    profile: tuple[int, int] | None = None,
+    quiet: bool = False,
 ) -> dict[str, Any]:
     """Trains until the last phase ends, going on where an earlier call stopped, and returns what result.json holds.
 
@@ -298,14 +283,16 @@ def run(
       data_dir: where a task finds its official files.
       cache_dir: where what takes long to make is kept; "" is `cache.default_directory()`.
       stop_at: ends the call after this many steps in all, with a checkpoint; 0 means at the end of the last phase.
+      profile: the first and the last step, counted from 1, of a trace for XProf, which is written to WORKDIR/profile.
       quiet: no progress on stderr.
 
     Raises:
       ValueError: at what is wrong with the experiment, its data or its checkpoints; nothing is lost.
       FloatingPointError: at a loss that is no number; says the step. The last good checkpoint stands.
-      Stopped: at SIGTERM or SIGINT, after the checkpoint is written.
+      Stopped: at SIGTERM or SIGINT, after the checkpoint is written. Of several hosts, all stop where one hears it.
     """
-    return run_together([exp], [workdir], data_dir=data_dir, cache_dir=cache_dir, stop_at=stop_at, quiet=quiet)[0]
+    where: dict[str, Any] = {"data_dir": data_dir, "cache_dir": cache_dir}
+    return run_together([exp], [workdir], stop_at=stop_at, profile=profile, quiet=quiet, **where)[0]
 
 
 def run_together(
@@ -315,6 +302,7 @@ def run_together(
     data_dir: str = "",
     cache_dir: str = "",
     stop_at: int = 0,
+    profile: tuple[int, int] | None = None,
     quiet: bool = False,
 ) -> list[dict[str, Any]]:
     """`run` for several experiments at once, in one program: each ends as it would by itself, in its own workdir.
@@ -324,6 +312,7 @@ def run_together(
     Raises:
       ValueError: also where they differ in more than `TOGETHER`.
     """
+    began = time.time()
     exps = [resolve(exp, workdir) for exp, workdir in zip(exps, workdirs, strict=True)]
     for exp in exps:
         changed = config.differences(config.to_dict(exps[0]), config.to_dict(exp))
@@ -336,14 +325,20 @@ def run_together(
         frozen = lanes[0].context.frozen if lanes and not own_features(exp) else frozen_encoder(exp, workdir)
         context = Context(find_tokenizer(exp, workdir), data_dir, exp.seed, cache_dir, frozen, quiet)
         lanes.append(_Lane(exp, workdir, context, mesh, sources, quiet=quiet))
-    if jax.process_count() > 1:  # all have read the workdirs before one writes to them
-        multihost_utils.sync_global_devices("start of run")
+    first, last = profile or (1, 1)
+    steps = lanes[0].plan[-1].stop
+    require(1 <= first <= last, f"a profile goes from a first to a last step, counted from 1, not {first} to {last}")
+    require(last <= (stop_at or steps), f"step {last} cannot be profiled: the run ends at {stop_at or steps}")
     try:
-        for lane in lanes:
-            lane.open()
-        unfinished = [lane for lane in lanes if lane.result is None]
-        for step in dict.fromkeys(lane.start for lane in unfinished):
-            _Loop([lane for lane in unfinished if lane.start == step], mesh, stop_at).run()
+        with hosts.together():
+            if jax.process_count() > 1:  # all have read the workdirs before one writes to them
+                multihost_utils.sync_global_devices("start of run")
+            for lane in lanes:
+                lane.open()
+            unfinished = [lane for lane in lanes if lane.result is None]
+            for step in dict.fromkeys(lane.start for lane in unfinished):
+                _Loop([lane for lane in unfinished if lane.start == step], mesh, stop_at, began, profile).run()
+                began = time.time()
     finally:
         for lane in lanes:
             lane.close()
@@ -377,6 +372,7 @@ class _Lane:
         self.kept: dict[str, dict[str, np.ndarray]] = {}  # what the task keeps of each split, at the last evaluation
         self.checkpoints: checkpoint.Checkpoints | None = None
         self.writer: metrics.Writer | None = None
+        self.earlier: dict[str, float] = {}  # of the run's earlier calls: see metrics.Goodput
 
     def open(self) -> None:
         """Records the run in its workdir, and finds out how far it came: `start`, and `result` where it is done."""
@@ -416,11 +412,12 @@ class _Lane:
         self.write(step, "validation", {**self.scores, **self.baselines})
         return {**self.scores, **self.baselines}
 
-    def save(self, step: int, state: State) -> None:
+    def save(self, step: int, state: State, goodput: metrics.Goodput) -> None:
         assert self.checkpoints is not None
-        self.checkpoints.save(step, state)
+        if self.checkpoints.save(step, state) and self.writer:
+            self.writer.write(step, "goodput", goodput.seconds(self.earlier), time=round(time.time(), 1))
 
-    def finish(self, program: Program, state: State) -> None:
+    def finish(self, program: Program, state: State, goodput: metrics.Goodput) -> None:
         """Predictions and result.json, once the last checkpoint is on disk."""
         step, metric = int(state.step), self.exp.task.metric
         tokens, operations = work(self.exp, state.params, [stretch.lengths for stretch in self.plan])
@@ -439,6 +436,7 @@ class _Lane:
             "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         }
         files = self._predictions(program, state.params) if self.exp.predict else {}
+        self.result["goodput"] = metrics.Goodput.shares(goodput.seconds(self.earlier))
         if not self.main:
             return
         if files:
@@ -466,8 +464,20 @@ class _Lane:
 class _Loop:
     """The steps of one program, for one run or for several side by side."""
 
-    def __init__(self, lanes: Sequence[_Lane], mesh: jax.sharding.Mesh, stop_at: int) -> None:
+    def __init__(
+        self,
+        lanes: Sequence[_Lane],
+        mesh: jax.sharding.Mesh,
+        stop_at: int,
+        began: float,
+        profile: tuple[int, int] | None,
+    ) -> None:
+        """`began` is when this call of the runs did, in Unix time."""
         self.lanes, self.mesh, first = lanes, mesh, lanes[0]
+        self.profile = metrics.Profile(str(first.folder / "profile"), *profile) if profile else None
+        self.goodput = metrics.Goodput(began)
+        for lane in lanes:
+            lane.earlier = metrics.Goodput.earlier(lane.workdir, lane.start or 0, began) if lane.main else {}
         self.exp, self.every, self.plan = first.exp, first.exp.every, first.plan
         self.total = self.plan[-1].stop
         self.last = min(self.total, stop_at or self.total)
@@ -492,14 +502,19 @@ class _Loop:
                 state = self.train(step, state)
             step = max(step, self.last)
             self.save(step, state)
+            self.goodput.enter("checkpoints")
             for lane in self.lanes:
                 assert lane.checkpoints is not None
                 lane.checkpoints.wait()
+            self.goodput.enter("evaluation")
             for lane, own in zip(self.lanes, self.apart(state), strict=True):
                 if step == self.total:
-                    lane.finish(self.program, own)
+                    lane.finish(self.program, own, self.goodput)
                 else:
                     lane.result = {"step": step, "done": False}
+            shares = metrics.Goodput.shares(self.goodput.seconds(self.lanes[0].earlier))
+            spent = "  ".join(f"{place} {share:.1%}" for place, share in shares.items() if place != "seconds" and share)
+            self.progress.say(f"of {shares['seconds']:,.0f} seconds: {spent}")
 
     def apart(self, state: State) -> Sequence[State]:
         """The runs' states."""
@@ -518,7 +533,9 @@ class _Loop:
 
     def train(self, step: int, state: State) -> State:
         """Steps from `step`, where `state` stands, up to `last`."""
-        with signals() as heard:
+        shapes = set()  # those that there is a program for
+        self.goodput.enter("steps")
+        with hosts.signals() as heard, self.profile or contextlib.nullcontext():
             for phase, stretch in enumerate(self.plan):
                 end = min(stretch.stop, self.last)
                 if step >= end:
@@ -527,13 +544,21 @@ class _Loop:
                 if step == 0:
                     self.evaluate(step, state)
                 numbers = range(step - stretch.start, end - stretch.start)
-                for batch in data.ahead(self.batches(phase).__getitem__, numbers):
-                    state, figures = self.program.step(state, batch, self.program.knobs)
+                batches = data.ahead(self.batches(phase).__getitem__, numbers)
+                for batch in self.goodput.waits("data", batches):
+                    if self.profile:
+                        self.profile.before(step + 1, state)
+                    shape = tuple(x.shape for x in jax.tree.leaves(batch))
+                    with self.goodput.at("steps" if shape in shapes else "compile"):
+                        state, figures = self.program.step(state, batch, self.program.knobs)
+                    shapes.add(shape)
                     step += 1
                     self.count(batch, stretch)
                     self.pending.append((step, figures))
+                    if self.profile:
+                        self.profile.after(step, state)
                     self.after(step, state)
-                    signum = heard()
+                    signum = heard(step)
                     if signum is not None:
                         self.save(step, state)
                         raise Stopped(signum, step)
@@ -582,6 +607,11 @@ class _Loop:
         if "tokens_per_second" in mean:
             mean["tokens_per_second"] *= len(each)
         self.progress.log(step, mean)
+        hosts.if_lost(f"the same command on all hosts goes on from the checkpoint of step {self.complete()}")
+
+    def complete(self) -> int:
+        """The newest step whose checkpoint all runs are known to have on disk; 0 where there is none."""
+        return min((lane.checkpoints.complete() or 0) if lane.checkpoints else 0 for lane in self.lanes)
 
     def check(self, lane: _Lane, steps: Sequence[int], figures: Sequence[dict[str, Any]]) -> None:
         """That all losses are numbers."""
@@ -597,16 +627,18 @@ class _Loop:
     def evaluate(self, step: int, state: State) -> None:
         self.flush(step)
         began = time.monotonic()
-        for lane, own in zip(self.lanes, self.apart(state), strict=True):
-            scores = lane.evaluate(self.program, step, own.params)
-            which = f" seed {lane.exp.seed}" if len(self.lanes) > 1 else ""
-            figures = "  ".join(f"{k} {v:.4g}" for k, v in scores.items())
-            self.progress.say(f"step {step}: validation{which}  {figures}")
+        with self.goodput.at("evaluation"):
+            for lane, own in zip(self.lanes, self.apart(state), strict=True):
+                scores = lane.evaluate(self.program, step, own.params)
+                which = f" seed {lane.exp.seed}" if len(self.lanes) > 1 else ""
+                figures = "  ".join(f"{k} {v:.4g}" for k, v in scores.items())
+                self.progress.say(f"step {step}: validation{which}  {figures}")
         if self.since is not None:
             self.since += time.monotonic() - began  # evaluation is not training time
 
     def save(self, step: int, state: State) -> None:
         """Checkpoints, of states whose figures are known to be good."""
         self.flush(step)
-        for lane, own in zip(self.lanes, self.apart(state), strict=True):
-            lane.save(step, own)
+        with self.goodput.at("checkpoints"):
+            for lane, own in zip(self.lanes, self.apart(state), strict=True):
+                lane.save(step, own, self.goodput)

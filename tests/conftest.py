@@ -1,9 +1,17 @@
 """What every test shares: eight fake CPU devices, strict shapes, and the one door to the real data."""
 
+from __future__ import annotations
+
+import json
 import os
 import pathlib
+import sys
 import tempfile
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from bert_jax.experiment import Experiment
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Many tests compile the same small programs, in this process and in those they start.
@@ -77,7 +85,7 @@ def few_devices() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def tiny(corpus: str) -> "Experiment":
+def tiny(corpus: str) -> Experiment:
     """A pre-training run of seconds on that corpus, in two phases."""
     from bert_jax import config
     from bert_jax.experiment import Experiment
@@ -92,3 +100,25 @@ def tiny(corpus: str) -> "Experiment":
         mesh=config.Mesh(data=1),
         every=config.Every(log=2, evaluate=0, checkpoint=3),
     )
+
+
+def command(exp: Experiment, folder: pathlib.Path, workdir: pathlib.Path, *flags: str, more: str = "") -> list[str]:
+    """The command line that runs `exp`, which it writes to a file first. `more` is Python that stands there too."""
+    from bert_jax import config
+
+    file = folder / "experiment.py"
+    file.write_text(
+        "import json\nfrom bert_jax import config, experiment\n"
+        f"EXPERIMENT = config.from_dict(json.loads({json.dumps(config.to_dict(exp))!r}), experiment.kinds())\n{more}"
+    )
+    return [sys.executable, "-m", "bert_jax", f"--config={file}", f"--workdir={workdir}", *flags]
+
+
+def environment(devices: int = 1) -> dict[str, str]:
+    """Of such a command: not that of the tests."""
+    return {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "PYTHONPATH": str(REPOSITORY),
+    }

@@ -67,9 +67,9 @@ def test_what_starts_is_started_once(tmp_path: pathlib.Path) -> None:
         subprocess.run(["bash", "-c", "kill $(cat run.pid)"], cwd=home)
 
 
-def test_a_preempted_slice_is_made_anew_and_filled() -> None:
-    states = iter(["NOT_FOUND", "WAITING_FOR_RESOURCES", "ACTIVE", "ACTIVE", "SUSPENDED", "ACTIVE", "ACTIVE"])
-    logs = iter(["", "step 10", "", '"done": true'])
+def supervised(*seen: tuple[str, str]) -> list[str]:
+    """The actions of a supervisor that sees these states, each with worker 0's log where it looks for it."""
+    states, logs = iter([state for state, _ in seen]), iter([log for state, log in seen if state == "ACTIVE"])
     did: list[str] = []
 
     def run(lines: list[str]) -> None:
@@ -84,8 +84,18 @@ def test_a_preempted_slice_is_made_anew_and_filled() -> None:
         return next(states) if "queued-resources" in line else next(logs)
 
     launch.supervise(SLICE, run=run, read=read, sleep=lambda _: None)
+    return did
+
+
+def test_a_preempted_slice_is_made_anew_and_filled() -> None:
+    first = [("NOT_FOUND", ""), ("WAITING_FOR_RESOURCES", ""), ("ACTIVE", ""), ("ACTIVE", "step 10")]
     filled = ["delete", "create", "install", "corpus", "start"]
-    assert did == [*filled, "start", *filled]
+    found = supervised(*first, ("SUSPENDED", ""), ("ACTIVE", ""), ("ACTIVE", '"done": true'))
+    assert found == [*filled, "start", *filled]
+
+
+def test_the_log_of_an_earlier_run_ends_nothing() -> None:
+    assert supervised(("ACTIVE", '"done": true'), ("ACTIVE", '"done": true')) == ["install", "corpus", "start"]
 
 
 def test_dry_run_prints_the_lines() -> None:

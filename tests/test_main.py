@@ -56,6 +56,8 @@ def run(*flags: str, script: str = "") -> subprocess.CompletedProcess[str]:
         (["--config=experiments/bert_tin.py"], "there is no file"),
         (["--config=experiments/bert_tiny.py"], "pre-training needs a corpus"),
         (["--config=experiments/bert_tiny.py", "--config.task.corpus=absent"], "absent"),
+        (["--config=experiments/bert_tiny.py", "--profile=9"], "--profile=100:110, not '9'"),
+        (["--config=experiments/bert_tiny.py", "--profile=1:2", "--seeds=2"], "--profile is for one run"),
         (["--config=experiments/sst2.py"], "names no encoder"),
         (["--config=experiments/sst2.py", "--config.init_from=absent"], "absent is no workdir of a run"),
         (["--config=experiments/sst2.py", "--config.encoder.layers=2"], "name one with --config.vocab"),
@@ -80,9 +82,11 @@ def test_a_run_by_command_line_and_predictions_from_it(tiny: Experiment, corpus:
         "--config.phases.1.steps=2",
         f"--workdir={tmp_path / 'run'}",
     ]
-    done = run(*flags)
+    done = run(*flags, "--profile=2:3")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["step"] == 5
+    (trace,) = (tmp_path / "run" / "profile").rglob("*.xplane.pb")
+    assert b"_step" in trace.read_bytes()
     assert experiment.read_config(str(tmp_path / "run")) == override(
         experiment.load(str(REPOSITORY / "experiments" / "bert_laptop.py")),
         dict(flag.removeprefix("--config.").split("=") for flag in flags if flag.startswith("--config.")),

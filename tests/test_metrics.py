@@ -2,6 +2,9 @@
 
 import json
 import pathlib
+from collections.abc import Iterator
+
+import pytest
 
 from bert_jax import metrics
 
@@ -34,3 +37,40 @@ def test_tensorboard_events_are_written(tmp_path: pathlib.Path) -> None:
     writer.close()
     (events,) = (tmp_path / "tensorboard").glob("events*")
     assert b"train/loss" in events.read_bytes()
+
+
+def test_each_second_belongs_to_one_place(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call from 1000 to 1031 that is killed after its checkpoint at 1025, and one that goes on at 1125."""
+    clock = [1000.0]
+    monkeypatch.setattr(metrics.time, "time", lambda: clock[0])
+
+    def batches() -> Iterator[int]:
+        for n in range(2):
+            clock[0] += 3
+            yield n
+
+    goodput = metrics.Goodput(990.0)
+    goodput.enter("steps")
+    for _ in goodput.waits("data", batches()):
+        clock[0] += 4
+        with goodput.at("evaluation"):
+            clock[0] += 1
+            with goodput.at("compile"):
+                clock[0] += 2
+    with goodput.at("checkpoints"):
+        clock[0] += 5
+        writer = metrics.Writer(str(tmp_path))
+        writer.write(7, "goodput", goodput.seconds({}), time=clock[0])
+    writer.close()
+    first = {"steps": 8, "data": 6, "compile": 4, "evaluation": 2, "checkpoints": 5, "start": 10, "restarts": 0}
+    assert goodput.seconds({}) == first
+    clock[0] = 1126.0
+    earlier = metrics.Goodput.earlier(str(tmp_path), 7, 1125.0)
+    assert earlier == {**first, "restarts": 100}
+    second = metrics.Goodput(1125.0)
+    assert second.seconds(earlier) == {**first, "restarts": 100, "start": 11}
+    shares = metrics.Goodput.shares(second.seconds(earlier))
+    assert shares["seconds"] == 136
+    assert shares["restarts"] == round(100 / 136, 4)
+    assert sum(shares.values()) - 136 == pytest.approx(1, abs=1e-3)
+    assert metrics.Goodput.earlier(str(tmp_path), 6, 1125.0) == {}

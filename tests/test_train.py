@@ -2,11 +2,9 @@
 
 import dataclasses
 import json
-import os
 import pathlib
 import signal
 import subprocess
-import sys
 import time
 
 import jax
@@ -19,7 +17,7 @@ from bert_jax import building, checkpoint, config, experiment, metrics, sharding
 from bert_jax.config import override
 from bert_jax.experiment import Experiment
 from bert_jax.program import Program, means
-from tests.conftest import REPOSITORY
+from tests.conftest import command, environment
 
 
 def params(workdir: pathlib.Path, step: int | None = None) -> dict[str, np.ndarray]:
@@ -35,25 +33,6 @@ def assert_same(a: pathlib.Path, b: pathlib.Path) -> None:
     assert metrics.read(str(a), "validation") == metrics.read(str(b), "validation")
     steps = [line["step"] for line in metrics.read(str(b), "train")]
     assert steps == sorted(set(steps)), "a step was logged twice"
-
-
-def command(exp: Experiment, folder: pathlib.Path, workdir: pathlib.Path, *flags: str) -> list[str]:
-    """The command line that runs `exp`, which it writes to a file first."""
-    file = folder / "experiment.py"
-    file.write_text(
-        "import json\nfrom bert_jax import config, experiment\n"
-        f"EXPERIMENT = config.from_dict(json.loads({json.dumps(config.to_dict(exp))!r}), experiment.kinds())\n"
-    )
-    return [sys.executable, "-m", "bert_jax", f"--config={file}", f"--workdir={workdir}", *flags]
-
-
-def environment(devices: int = 1) -> dict[str, str]:
-    return {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-        "PYTHONPATH": str(REPOSITORY),
-    }
 
 
 pytestmark = pytest.mark.usefixtures("few_devices")
@@ -176,28 +155,6 @@ def test_a_checkpoint_goes_on_on_another_mesh(tiny: Experiment, whole: pathlib.P
     moved = params(tmp_path)
     for path, leaf in params(whole).items():
         np.testing.assert_allclose(leaf, moved[path], rtol=1e-3, atol=1e-5, err_msg=path)
-
-
-def test_two_hosts_are_one(tiny: Experiment, whole: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    """Two processes joined by jax.distributed, each with one device: the same losses as one process."""
-    import socket
-
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    exp = dataclasses.replace(tiny, mesh=config.Mesh(data=2))
-    joined = ("--multihost", f"--coordinator=localhost:{port}", "--processes=2")
-    lines = [command(exp, tmp_path, tmp_path / "run", *joined, f"--process={number}") for number in range(2)]
-    processes = [
-        subprocess.Popen(line, env=environment(), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        for line in lines
-    ]
-    said = [process.communicate(timeout=240) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], said
-    alone, together = (metrics.read(str(d)) for d in (whole, tmp_path / "run"))
-    assert [line["step"] for line in alone] == [line["step"] for line in together]
-    for one, two in zip(alone, together, strict=True):
-        assert one["loss"] == pytest.approx(two["loss"], rel=1e-5)
 
 
 def test_a_nan_stops_the_run_and_keeps_the_last_good_checkpoint(tiny: Experiment, tmp_path: pathlib.Path) -> None:
@@ -354,6 +311,62 @@ def test_each_phase_is_scored_at_its_end(whole: pathlib.Path) -> None:
     assert lines[0]["nsp_majority"] != lines[2]["nsp_majority"], "another length has other pairs"
 
 
+def test_the_result_says_where_the_time_went(tiny: Experiment, tmp_path: pathlib.Path) -> None:
+    """Of both calls of a run that went on, and of what lies between them."""
+    train.run(tiny, str(tmp_path), stop_at=7, quiet=True)
+    lines = metrics.read(str(tmp_path), "goodput")
+    assert [line["step"] for line in lines] == [3, 6, 7]
+    assert lines[-1]["restarts"] == 0
+    assert all(lines[-1][place] > 0 for place in ("steps", "compile", "evaluation", "checkpoints", "start"))
+    goodput = train.run(tiny, str(tmp_path), quiet=True)["goodput"]
+    assert goodput == json.loads((tmp_path / "result.json").read_text())["goodput"]
+    assert goodput["restarts"] > 0
+    assert sum(share for place, share in goodput.items() if place != "seconds") == pytest.approx(1, abs=1e-3)
+    after = metrics.read(str(tmp_path), "goodput")
+    assert after[:3] == lines
+    assert [line["step"] for line in after[3:]] == [9, 10]
+    assert all(after[-1][place] >= lines[-1][place] for place in metrics.Goodput.PLACES)
+
+
+@pytest.mark.parametrize(
+    ("steps", "message"), [((0, 3), "counted from 1"), ((4, 3), "4 to 3"), ((9, 11), "ends at 10")]
+)
+def test_steps_that_cannot_be_profiled_are_said(
+    tiny: Experiment, tmp_path: pathlib.Path, steps: tuple[int, int], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        train.run(tiny, str(tmp_path / "run"), profile=steps, quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_profile_has_the_steps_that_were_asked_for(
+    tiny: Experiment, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And of those that an earlier call made, none; a call that stops in their midst writes what it has."""
+    did: list[object] = []
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda folder: did.append(pathlib.Path(folder)))
+    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: did.append("stop"))
+    before = Program.__init__
+
+    def init(self: Program, *arguments: object) -> None:
+        before(self, *arguments)
+        compiled = self.step
+        self.step = lambda *inputs: (did.append(int(inputs[0].step) + 1), compiled(*inputs))[1]
+
+    monkeypatch.setattr(Program, "__init__", init)
+    nan = override(tiny, {"optimizer.learning_rate": 1e38, "optimizer.warmup": 4})
+    with pytest.raises(FloatingPointError):
+        train.run(nan, str(tmp_path / "nan"), profile=(1, 10), quiet=True)
+    assert (did[0], did[-1]) == (tmp_path / "nan" / "profile", "stop")
+    did.clear()
+    train.run(tiny, str(tmp_path / "run"), stop_at=3, profile=(2, 3), quiet=True)
+    folder = tmp_path / "run" / "profile"
+    assert did == [1, folder, 2, 3, "stop"]
+    did.clear()
+    train.run(tiny, str(tmp_path / "run"), profile=(2, 4), quiet=True)
+    assert did == [folder, 4, "stop", 5, 6, 7, 8, 9, 10]
+
+
 def test_a_sentencepiece_model_stands_in_for_the_vocabulary(tiny: Experiment, tmp_path: pathlib.Path) -> None:
     """In corpus, training (of whole words) and prediction alike."""
     rng = np.random.default_rng(0)
@@ -389,6 +402,8 @@ def test_runs_in_one_program_end_as_each_by_itself(tiny: Experiment, tmp_path: p
     assert train.run_together(exps, together, quiet=True) == found  # what is done is not done again
     for one, other, a, b in zip(expected, found, alone, together, strict=True):
         assert other.pop("device") == one.pop("device")
+        for timed in ("seconds", "goodput"):
+            assert other.pop(timed) != one.pop(timed)
         assert other == pytest.approx(one, rel=1e-4)
         assert experiment.read_config(a) == experiment.read_config(b)
         here, there = params(pathlib.Path(a)), params(pathlib.Path(b))

@@ -1,0 +1,148 @@
+"""Real processes joined by jax.distributed: one run, stopped at one step, and no host left waiting for a lost one."""
+
+import dataclasses
+import pathlib
+import re
+import signal
+import socket
+import subprocess
+import time
+
+import pytest
+
+from bert_jax import checkpoint, config, metrics, train
+from bert_jax.config import override
+from bert_jax.experiment import Experiment
+from tests.conftest import command, environment
+
+pytestmark = pytest.mark.usefixtures("few_devices")
+
+# Steps of 0.1 seconds, so that a signal comes in their midst.
+SLOWLY = """
+import time
+from bert_jax import data
+read = data.Batches.__getitem__
+def slowly(self, n):
+    time.sleep(0.1)
+    return read(self, n)
+data.Batches.__getitem__ = slowly
+"""
+
+# Host 1 reads no batch after the tenth.
+HANGING = """
+import time
+import jax
+from bert_jax import data
+read = data.Batches.__getitem__
+def hanging(self, n):
+    time.sleep(3600 if jax.process_index() == 1 and n == 10 else 0)
+    return read(self, n)
+data.Batches.__getitem__ = hanging
+data.PATIENCE = 5.0
+"""
+
+
+def start(exp: Experiment, folder: pathlib.Path, more: str = "") -> list[subprocess.Popen[str]]:
+    """Two hosts, each with one device, on the workdir folder/run."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    exp = dataclasses.replace(exp, mesh=config.Mesh(data=2))
+    joined = ("--multihost", f"--coordinator=localhost:{port}", "--processes=2")
+    lines = [command(exp, folder, folder / "run", *joined, f"--process={n}", more=more) for n in range(2)]
+    return [
+        subprocess.Popen(line, env=environment(), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+        for line in lines
+    ]
+
+
+def wait_for(workdir: pathlib.Path, hosts: list[subprocess.Popen[str]], step: int) -> None:
+    """Until the run has written a line of that step."""
+    while not any(line["step"] >= step for line in metrics.read(str(workdir), "train")):
+        assert all(host.poll() is None for host in hosts), [host.communicate() for host in hosts]
+        time.sleep(0.02)
+
+
+def finish(hosts: list[subprocess.Popen[str]]) -> list[str]:
+    """What each said, once all have ended; none of them by itself would be a hang."""
+    try:
+        return [host.communicate(timeout=240)[1] for host in hosts]
+    finally:
+        for host in hosts:
+            host.kill()
+
+
+@pytest.fixture
+def long(tiny: Experiment) -> Experiment:
+    """The tiny run with forty steps and a line for each."""
+    return override(tiny, {"phases.0.steps": 20, "phases.1.steps": 20, "every": config.Every(log=1, evaluate=0)})
+
+
+def test_two_hosts_are_one(tiny: Experiment, tmp_path: pathlib.Path) -> None:
+    train.run(tiny, str(tmp_path / "alone"), quiet=True)
+    hosts = start(tiny, tmp_path)
+    said = finish(hosts)
+    assert [host.returncode for host in hosts] == [0, 0], said
+    for split in ("train", "validation"):
+        alone, together = (metrics.read(str(tmp_path / name), split) for name in ("alone", "run"))
+        assert [line["step"] for line in alone] == [line["step"] for line in together]
+        for one, two in zip(alone, together, strict=True):
+            assert one["loss"] == pytest.approx(two["loss"], rel=1e-5)
+
+
+def test_a_signal_to_one_host_stops_both_at_one_step(long: Experiment, tmp_path: pathlib.Path) -> None:
+    """And on a single host the run goes on as if it had never stopped."""
+    hosts = start(long, tmp_path, SLOWLY)
+    wait_for(tmp_path / "run", hosts, 1)
+    hosts[1].send_signal(signal.SIGTERM)
+    said = finish(hosts)
+    assert [host.returncode for host in hosts] == [128 + signal.SIGTERM] * 2, said
+    saved = checkpoint.Checkpoints(str(tmp_path / "run")).latest()
+    assert saved is not None
+    assert 1 < saved < 40
+    for text in said:
+        assert f"stopped by SIGTERM at step {saved}" in text
+    train.run(long, str(tmp_path / "run"), quiet=True)
+    train.run(long, str(tmp_path / "alone"), quiet=True)
+    one, two = (metrics.read(str(tmp_path / name), "train") for name in ("run", "alone"))
+    assert [line["step"] for line in one] == [line["step"] for line in two] == list(range(1, 41))
+    assert [line["loss"] for line in one] == pytest.approx([line["loss"] for line in two], rel=1e-4)
+
+
+def test_the_loss_of_the_first_host_ends_the_other(long: Experiment, tmp_path: pathlib.Path) -> None:
+    hosts = start(override(long, {"every.checkpoint": 3}), tmp_path, SLOWLY)
+    wait_for(tmp_path / "run", hosts, 9)
+    hosts[0].kill()
+    said = finish(hosts)
+    assert hosts[1].returncode not in (0, None)
+    found = re.search(r"as a host was lost .*the same command on all hosts goes on from .* step (\d+)\n$", said[1])
+    assert found, said[1]
+    assert int(found[1]) in (3, 6, 9)
+    assert (tmp_path / "run" / "checkpoints" / found[1]).is_dir()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGSTOP])
+def test_the_loss_of_another_host_ends_the_first(
+    long: Experiment, tmp_path: pathlib.Path, signum: signal.Signals
+) -> None:
+    """Killed, or so frozen that it sends no heartbeat; JAX finds out which it is, in `hosts.HEARTBEAT` seconds."""
+    hosts = start(long, tmp_path, SLOWLY)
+    wait_for(tmp_path / "run", hosts, 3)
+    hosts[1].send_signal(signum)
+    said = finish(hosts[:1])[0]
+    hosts[1].kill()
+    hosts[1].wait()
+    assert hosts[0].returncode not in (0, None)
+    assert "unhealthy (stopped sending heartbeats):\n1\n" in said
+    assert "as a host was lost" in said
+    assert "goes on from the checkpoint of step 0" in said
+
+
+@pytest.mark.slow
+def test_a_host_whose_data_hang_says_so_and_ends_with_the_other(long: Experiment, tmp_path: pathlib.Path) -> None:
+    hosts = start(long, tmp_path, HANGING)
+    said = finish(hosts)
+    assert all(host.returncode not in (0, None) for host in hosts)
+    assert "error: no data for 5 seconds" in said[1]
+    assert "as a host was lost" in said[0]
