@@ -274,6 +274,7 @@ def test_a_run_in_groups_of_lengths_stops_and_goes_on(uneven: Experiment, tmp_pa
 
 
 @pytest.mark.usefixtures("few_devices")
+@pytest.mark.slow
 def test_seeds_in_one_program_and_in_groups_of_lengths_end_as_each_by_itself(
     uneven: Experiment, tmp_path: pathlib.Path
 ) -> None:
