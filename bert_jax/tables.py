@@ -16,6 +16,8 @@ from absl import logging
 from bert_jax import text
 from bert_jax.config import nearest, require
 
+ARCHIVES = (".xz", ".gz", ".bz2", ".zst")
+
 
 class Row(NamedTuple):
     """A row: where it stands, for messages ("dev.tsv:17"), and its cells by column."""
@@ -25,14 +27,25 @@ class Row(NamedTuple):
 
 
 def path_of(name: str, data_dir: str) -> str:
-    """Where a task's file lies: `tfds:` sources and absolute paths as they are, all else in `data_dir`."""
-    return name if name.startswith("tfds:") else os.path.join(data_dir, name)
+    """Where a task's file lies: `tfds:` sources and absolute paths as they are, all else in `data_dir`.
+
+    An archive, NAME.xz and so on, stands in for a file that is not there.
+    """
+    if name.startswith("tfds:"):
+        return name
+    path = os.path.join(data_dir, name)
+    return next((path + ending for ending in ("", *ARCHIVES) if os.path.exists(path + ending)), path)
+
+
+def plain(path: str) -> str:
+    """A path without the ending of an archive: its ending says how the content is to be read."""
+    return next((path.removesuffix(ending) for ending in ARCHIVES if path.endswith(ending)), path)
 
 
 def stem(name: str) -> str:
     """What a file or a source is called in figures: "MNLI/dev_mismatched.tsv" and "tfds:glue/mnli:x" are the last
     part of their names, without an ending that says the format."""
-    return re.sub(r"(\.(tsv|csv|txt|jsonl?|conllu))?(\.xz)?$", "", re.split("[/:]", name)[-1])
+    return re.sub(r"\.(tsv|csv|txt|jsonl?|conllu)$", "", re.split("[/:]", plain(name))[-1])
 
 
 def read_text(path: str) -> str:
@@ -74,7 +87,7 @@ def read(
     if path.startswith("tfds:"):
         return list(_tfds(path, needed))
     content = read_text(path)
-    if path.endswith((".jsonl", ".json")):
+    if plain(path).endswith((".jsonl", ".json")):
         rows = list(_json_lines(path, content, needed))
     else:
         rows = list(_cells(path, content, needed, list(columns), malformed))
@@ -83,7 +96,7 @@ def read(
 
 
 def _cells(path: str, content: str, needed: Sequence[str], columns: list[str], malformed: str) -> Iterator[Row]:
-    lines = _csv(path, content) if path.endswith(".csv") else _tsv(content)
+    lines = _csv(path, content) if plain(path).endswith(".csv") else _tsv(content)
     skipped = []
     for index, (number, cells) in enumerate(lines):
         if index == 0 and (not columns or set(needed) <= set(cells)):

@@ -1,6 +1,9 @@
 """Rows of files: the formats, what is published oddly, and what is wrong with a file, by file and line."""
 
+import bz2
+import gzip
 import json
+import lzma
 import pathlib
 
 import pytest
@@ -97,3 +100,16 @@ def test_paths_are_relative_to_the_data_dir() -> None:
     assert tables.path_of("a/b.tsv", "data") == "data/a/b.tsv"
     assert tables.path_of("/a/b.tsv", "data") == "/a/b.tsv"
     assert tables.path_of("tfds:a:b", "data") == "tfds:a:b"
+
+
+def test_an_archive_stands_in_for_a_file_that_is_not_there(tmp_path: pathlib.Path) -> None:
+    for ending, module in ((".gz", gzip), (".xz", lzma), (".bz2", bz2)):
+        with module.open(tmp_path / f"rows.csv{ending}", "wb") as file:
+            file.write(b'a,b\n"x, y",1\n')
+        path = tables.path_of("rows.csv", str(tmp_path))
+        assert path == str(tmp_path / f"rows.csv{ending}")
+        assert [row.cells for row in tables.read(path, ["a"])] == [{"a": "x, y", "b": "1"}]
+        (tmp_path / f"rows.csv{ending}").unlink()
+    (tmp_path / "rows.csv").write_text("a\n1\n")
+    (tmp_path / "rows.csv.xz").write_bytes(b"")
+    assert tables.path_of("rows.csv", str(tmp_path)) == str(tmp_path / "rows.csv")

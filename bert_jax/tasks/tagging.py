@@ -35,7 +35,7 @@ UPOS = (
 class Tag(Task):
     """A tag for each word of files in columns. Columns are counted from 1, as their documentations count them.
 
-    A name that ends in `.conllu` (or `.conllu.xz`) is CoNLL-U: its columns are parted by tabs, `# newdoc` begins a
+    A name that ends in `.conllu` is CoNLL-U: its columns are parted by tabs, `# newdoc` begins a
     document, lines of multiword tokens and empty nodes are left out. All else is parted by white space, as CoNLL-2003,
     where `-DOCSTART-` begins a document. A blank line ends a sentence in both.
     """
@@ -175,7 +175,7 @@ class Sentence(NamedTuple):
 
 def _blocks(path: str, columns: int) -> Iterator[tuple[int, list[list[str]] | None]]:
     """The sentences of a file, (number of the first line, rows of cells); None for the rows where a document begins."""
-    conllu = path.endswith((".conllu", ".conllu.xz"))
+    conllu = tables.plain(path).endswith(".conllu")
     rows: list[list[str]] = []
     first = 1
     for number, line in enumerate([*tables.read_text(path).split("\n"), ""], start=1):
