@@ -136,12 +136,34 @@ class Model:
           ValueError: where there is not exactly one [MASK], or the run trained no masked LM.
         """
         require("masked_lm" in self.params, "this model has no masked LM head: load the pre-training run's workdir")
-        require(self.config.direction == "both", "a model that reads from left to right fills no [MASK]")
+        require(
+            self.config.direction == "both",
+            "a model that reads from left to right fills no [MASK]: ask for its next_token",
+        )
         parts = text.split("[MASK]")
         require(len(parts) == 2, f"the text must hold [MASK] exactly once, not {len(parts) - 1} times: {text!r}")
         # Raw text never yields special tokens, so the mask's place is set by hand.
         before, after = (self.tokenizer.encode(part) for part in parts)
-        ids = [self.tokenizer.cls, *before, self.tokenizer.mask, *after, self.tokenizer.sep]
+        return self._fill("mlm_logits", 0, before, [self.tokenizer.mask], after, top)
+
+    def next_token(self, text: str, top: int = 5) -> list[Filling]:
+        """The most probable pieces to follow `text`, best first, by a left-to-right LM.
+
+        Raises:
+          ValueError: where the run trained none.
+        """
+        require(
+            "masked_lm" in self.params and self.config.direction == "left_to_right",
+            "this model has no left-to-right LM: load the workdir of a pre-training with task.objective=left_to_right",
+        )
+        before = self.tokenizer.encode(text)
+        return self._fill("lm_logits", len(before), before, [], [], top)
+
+    def _fill(
+        self, logits: str, place: int, before: list[int], between: list[int], after: list[int], top: int
+    ) -> list[Filling]:
+        """What the logits of that name say at their `place`, put between `before` and `after`."""
+        ids = [self.tokenizer.cls, *before, *between, *after, self.tokenizer.sep]
         require(
             len(ids) <= self.config.max_positions,
             f"{len(ids)} tokens are too many for this model: at most {self.config.max_positions}",
@@ -155,8 +177,7 @@ class Model:
             "mask": np.arange(length)[None] < len(ids),
             "positions": np.asarray([[len(before) + 1]], np.int32),
         }
-        logits = self.outputs(batch)["mlm_logits"][0, 0, : self.tokenizer.vocab_size]
-        chances = np.asarray(jax.nn.softmax(logits))
+        chances = np.asarray(jax.nn.softmax(self.outputs(batch)[logits][0, place, : self.tokenizer.vocab_size]))
         return [
             Filling(
                 self.tokenizer.pieces([int(best)])[0],

@@ -65,8 +65,9 @@ def reproduce(
             with claims.claim(f"{run.workdir}.claim") as ours:
                 if not ours or run.result():
                     continue
-                number = len(everything) - len([one for one in everything if not one.result()]) + 1
-                console.print(f"run {number} of {len(everything)}, {run.kind}: {run.command(data_dir)}", markup=False)
+                done = sum(one.result() is not None for one in everything)
+                said = f"run {done + 1} of {len(everything)}, {run.kind}: {run.command(data_dir)}"
+                console.print(said, markup=False)
                 try:
                     folder = run.data_dir(data_dir)
                     train.run(run.experiment, run.workdir, data_dir=folder, cache_dir=cache_dir, quiet=quiet)

@@ -265,8 +265,19 @@ def test_left_to_right_from_pre_training_to_use(tiny: Experiment, tmp_path: path
     result = train.run(override(tiny, {**LEFT, **short}), workdir, quiet=True)
     assert result["lm_perplexity"] == pytest.approx(np.exp(result["lm_loss"]), rel=1e-5)
     assert {"nsp_loss", "nsp_majority"}.isdisjoint(result)
-    with pytest.raises(ValueError, match="fills no"):
-        bert_jax.load(workdir).fill_mask("a [MASK]")
+    model = bert_jax.load(workdir)
+    with pytest.raises(ValueError, match="ask for its next_token"):
+        model.fill_mask("a [MASK]")
+    found = model.next_token("ba be bi", top=3)
+    ids = [model.tokenizer.cls, *model.tokenizer.encode("ba be bi")]
+    row = {"tokens": np.asarray([[*ids, 7]], np.int32), "mask": np.ones((1, len(ids) + 1), bool)}
+    logits = model.outputs({**row, "segments": np.zeros_like(row["tokens"])})["lm_logits"][
+        0, -1, : model.tokenizer.vocab_size
+    ]
+    chances = np.exp(logits) / np.exp(logits).sum()
+    assert [one.probability for one in found] == pytest.approx(sorted(chances, reverse=True)[:3], rel=1e-4)
+    assert found[0].token == model.tokenizer.pieces([int(logits.argmax())])[0]
+    assert found[0].text.startswith(model.tokenizer.decode(ids[1:]))
     (tmp_path / "rows.tsv").write_text("sentence\tlabel\n" + "ba be bi\t0\nbo bu ba\t1\n" * 8)
     task = Classify(train="rows.tsv", dev=("rows.tsv",), labels=("0", "1"), bilstm=config.BiLSTM(layers=1, width=8))
     exp = override(Experiment(task=task, init_from=workdir, mesh=config.Mesh(data=1)), short)
