@@ -7,11 +7,12 @@ by one.
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import pathlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -20,7 +21,7 @@ import rich.console
 import rich.table
 from etils import epath
 
-from bert_jax import chips, claims, config, report, results, sharding, study, tables, train
+from bert_jax import chips, claims, config, report, results, sharding, study, sweep, tables, train
 from bert_jax.config import require
 from bert_jax.experiment import Experiment
 from bert_jax.program import Program
@@ -32,11 +33,27 @@ WAIT = 5.0  # seconds between two looks at what others do
 
 
 def reproduce(
-    plan: Study, base: Base, workdir: str, *, data_dir: str = "", cache_dir: str = "", quiet: bool = False
+    plan: Study,
+    base: Base,
+    workdir: str,
+    *,
+    together: int = 1,
+    data_dir: str = "",
+    cache_dir: str = "",
+    quiet: bool = False,
 ) -> list[Result]:
     """Runs what is missing and writes the table into WORKDIR/NAME, after each run anew.
 
     A run whose loss is no number leaves its place in the table empty, and those that start from it do not run.
+
+    Args:
+      plan: the study.
+      base: what its rows change.
+      workdir: where all runs and the table are kept.
+      together: how many seeds of a fine-tuning, at most, go through one program.
+      data_dir: the folder of the tasks' folders.
+      cache_dir: as of `train.run`.
+      quiet: no progress on stderr.
 
     Raises:
       ValueError: at what is wrong with the study, its data, or a run of it.
@@ -51,34 +68,29 @@ def reproduce(
     write()
     waiting = ""
     while True:
+        failed |= {run.workdir for run in everything if run.after is not None and run.after.workdir in failed}
         left = [run for run in everything if not run.result() and run.workdir not in failed]
         if not left:
             return write()
         ran = False
-        for run in left:
-            if run.after is not None and run.after.workdir in failed:
-                failed.add(run.workdir)
-                ran = True
-                continue
-            if run.after is not None and not run.after.result():
-                continue
-            with claims.claim(f"{run.workdir}.claim") as ours:
-                if not ours or run.result():
+        for group in _groups(left, together):
+            with contextlib.ExitStack() as claimed:
+                mine = [run for run in group if claimed.enter_context(claims.claim(_claim(run))) and not run.result()]
+                if not mine:
                     continue
-                done = sum(one.result() is not None for one in everything)
-                said = f"run {done + 1} of {len(everything)}, {run.kind}: {run.command(data_dir)}"
-                console.print(said, markup=False)
-                try:
-                    folder = run.data_dir(data_dir)
-                    train.run(run.experiment, run.workdir, data_dir=folder, cache_dir=cache_dir, quiet=quiet)
-                except FloatingPointError as error:
-                    failed.add(run.workdir)
-                    console.print(f"{run.workdir}: {error}", markup=False)
+                for run in mine:
+                    console.print(f"{run.kind}: {run.command(data_dir)}", markup=False)
+                how = {"data_dir": mine[0].data_dir(data_dir), "cache_dir": cache_dir, "quiet": quiet}
+                failed |= {folder for folder, result in sweep.run_group(mine, how).items() if result is None}
             jax.clear_caches()  # the programs of a run are of no use to the next, and stay in memory
             ran = True
             write()
+            done = sum(run.result() is not None for run in everything)
+            console.print(
+                f"{done} of {len(everything)} runs are done: {_home(plan, workdir)}/report.html", markup=False
+            )
         if not ran:
-            held = {claims.holder(f"{run.workdir}.claim") for run in left} - {""}
+            held = {claims.holder(_claim(run)) for run in left} - {""}
             said = f"waiting for {', '.join(sorted(held))}" if held else ""
             if said and said != waiting:
                 console.print(said, markup=False)
@@ -86,9 +98,31 @@ def reproduce(
             time.sleep(WAIT)
 
 
+def _groups(left: Sequence[Run], together: int) -> Iterator[list[Run]]:
+    """The runs that can begin, seeds of one fine-tuning side by side."""
+    seeds: dict[str, list[Run]] = {}
+    for run in left:
+        alone = run.workdir if run.kind == "pre-training" else str(epath.Path(run.workdir).parent)
+        seeds.setdefault(alone, []).append(run)
+    for same in seeds.values():
+        for start in range(0, len(same), together):
+            first = same[start].after
+            if first is None or first.result():  # looked up late: it may have come to its end since
+                yield same[start : start + together]
+
+
+def _claim(run: Run) -> str:
+    return f"{run.workdir}.claim"
+
+
+def _home(plan: Study, workdir: str) -> pathlib.Path:
+    """Where the table lies."""
+    return pathlib.Path(workdir) / plan.name
+
+
 def _write(plan: Study, base: Base, cells: Sequence[Cell], workdir: str, data_dir: str) -> list[Result]:
     found = results.collect(cells)
-    report.write(plan, base, found, pathlib.Path(workdir) / plan.name, data_dir)
+    report.write(plan, base, found, _home(plan, workdir), data_dir)
     return found
 
 

@@ -11,7 +11,7 @@ import itertools
 import json
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 import jax
 from absl import logging
@@ -168,7 +168,7 @@ def sweep(
     for group in _groups(everything, together):
         results |= _finished(group)
         missing = [run for run in group if run.workdir not in results]
-        results |= _train(missing, how)
+        results |= run_group(missing, how)
         if keep == "best":
             _forget(results)
         jax.clear_caches()  # programs of past points
@@ -205,8 +205,20 @@ def _finished(group: Sequence[Run]) -> dict[str, dict[str, Any] | None]:
     return found
 
 
-def _train(group: Sequence[Run], how: Mapping[str, Any]) -> dict[str, dict[str, Any] | None]:
-    """The results of runs in one program; of those whose loss was no number, None."""
+class Runnable(Protocol):
+    """What can be run: an experiment with its place."""
+
+    @property
+    def experiment(self) -> Experiment: ...
+    @property
+    def workdir(self) -> str: ...
+
+
+def run_group(group: Sequence[Runnable], how: Mapping[str, Any]) -> dict[str, dict[str, Any] | None]:
+    """The results of runs in one program, by workdir; of those whose loss was no number, None.
+
+    `how` are data_dir, cache_dir and quiet, as `train.run` takes them.
+    """
     if not group:
         return {}
     exps, workdirs = [run.experiment for run in group], [run.workdir for run in group]
@@ -217,7 +229,7 @@ def _train(group: Sequence[Run], how: Mapping[str, Any]) -> dict[str, dict[str, 
         logging.warning("%s: %s", ", ".join(workdirs), error)
     if len(group) == 1:
         return {workdirs[0]: None}
-    alone = [_train([run], how) for run in group]  # one must not take the others with it
+    alone = [run_group([run], how) for run in group]  # one must not take the others with it
     return {workdir: result for part in alone for workdir, result in part.items()}
 
 

@@ -70,6 +70,11 @@ class Stretch(NamedTuple):
         return lengths_of(self.phase, self.stop - self.start, self.batches)
 
     @property
+    def tokens(self) -> int:
+        """How many tokens its batches have in all, padding included."""
+        return self.phase.batch_size * sum(length * count for length, count in self.lengths.items())
+
+    @property
     def tokens_per_step(self) -> int:
         """The most that a batch has."""
         return self.phase.batch_size * self.phase.length

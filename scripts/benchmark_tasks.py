@@ -65,8 +65,7 @@ def ours(lengths: int, *asked: Any) -> benchmark.Step:
         jax.block_until_ready(figures)
         epochs += 1
         if epochs == 1:
-            tokens = stretch.phase.batch_size * sum(length * count for length, count in stretch.lengths.items())
-            print(f"lengths={lengths}: {tokens:,} tokens; first epoch {time.perf_counter() - began:.0f} s")
+            print(f"lengths={lengths}: {stretch.tokens:,} tokens; first epoch {time.perf_counter() - began:.0f} s")
         return figures
 
     return run

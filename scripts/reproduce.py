@@ -37,6 +37,7 @@ PRETRAINING_SEEDS = flags.DEFINE_integer(
 )
 ROWS = flags.DEFINE_list("rows", [], "Only these rows, by name.")
 COLUMNS = flags.DEFINE_list("columns", [], "Only these columns, by name, with those that are not the paper's.")
+TOGETHER = flags.DEFINE_integer("together", 1, "How many seeds of a fine-tuning share a program.", lower_bound=1)
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "List the runs with FLOPs, predicted time and what is there; run none.")
 
 
@@ -61,7 +62,7 @@ def main(argv: list[str], changes: dict[str, str], tuning: dict[str, str]) -> in
         if DRY_RUN.value:
             reproduce.show(*reproduce.estimates(study.plan(plan, base, workdir), **where), console, DATA_DIR.value)
             return 0
-        reproduce.reproduce(plan, base, workdir, **where)
+        reproduce.reproduce(plan, base, workdir, together=TOGETHER.value, **where)
         home = pathlib.Path(workdir) / plan.name
         print((home / "table.md").read_text().split("## What the runs took")[0])
         print(f"{home / 'report.html'}")

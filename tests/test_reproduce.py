@@ -6,6 +6,7 @@ import os
 import pathlib
 import threading
 import time
+from collections.abc import Callable
 
 import pytest
 import rich.console
@@ -74,16 +75,16 @@ def test_a_study_from_text_to_table(folder: pathlib.Path, monkeypatch: pytest.Mo
     ]
     assert not list(folder.glob("work/**/*.claim"))
 
-    whole, calls = train.run, []
+    whole, calls = train.run_together, []
 
-    def cut(exp: Experiment, workdir: str, **how: object) -> dict:
-        calls.append(workdir)
+    def cut(exps: list[Experiment], workdirs: list[str], **how: object) -> list[dict]:
+        calls.append(workdirs)
         if len(calls) in (1, 4, 8):  # a pre-training and two fine-tunings
-            whole(exp, workdir, stop_at=1, **how)
+            whole(exps, workdirs, stop_at=1, **how)
             raise train.Stopped(15, 1)
-        return whole(exp, workdir, **how)
+        return whole(exps, workdirs, **how)
 
-    monkeypatch.setattr(train, "run", cut)
+    monkeypatch.setattr(train, "run_together", cut)
     for _ in range(20):
         try:
             run(folder, "cut")
@@ -111,7 +112,7 @@ def test_a_run_that_another_machine_works_on_is_waited_for(
     folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reproduce, "WAIT", 0.01)
-    monkeypatch.setattr(train, "run", _pretend)
+    monkeypatch.setattr(train, "run_together", one_by_one(_pretend))
     cells = study.plan(*opened(folder), str(folder / "work"))
     first = study.runs(cells)[0]
     claim = pathlib.Path(f"{first.workdir}.claim")
@@ -133,6 +134,11 @@ def test_a_run_that_another_machine_works_on_is_waited_for(
     assert all(run.result() for run in study.runs(cells))
 
 
+def one_by_one(run: Callable[..., dict]) -> Callable[..., list[dict]]:
+    """What runs one experiment, made to run several."""
+    return lambda exps, workdirs, **how: [run(e, w, **how) for e, w in zip(exps, workdirs, strict=True)]
+
+
 def _pretend(exp: Experiment, workdir: str, **_: object) -> dict:
     """A run that takes no time."""
     pathlib.Path(workdir).mkdir(parents=True, exist_ok=True)
@@ -152,7 +158,7 @@ def test_several_workers_share_the_runs_out(folder: pathlib.Path, monkeypatch: p
         time.sleep(0.05)
         return _pretend(exp, workdir)
 
-    monkeypatch.setattr(train, "run", slow)
+    monkeypatch.setattr(train, "run_together", one_by_one(slow))
     workers = [threading.Thread(target=run, args=(folder,)) for _ in range(3)]
     for worker in workers:
         worker.start()
@@ -167,14 +173,40 @@ def test_a_loss_that_is_no_number_leaves_its_cells_empty(folder: pathlib.Path, m
             raise FloatingPointError("the loss is no number at step 1")
         return _pretend(exp, workdir)
 
-    monkeypatch.setattr(train, "run", failing)
+    monkeypatch.setattr(train, "run_together", one_by_one(failing))
     assert [one.n for one in run(folder)] == [2, 1, 0, 0]
     assert "| no nsp | - | - |" in (folder / "work" / "small" / "table.md").read_text()
 
 
+def test_seeds_of_a_fine_tuning_go_through_one_program(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    groups = []
+
+    def look(exps: list[Experiment], workdirs: list[str], **how: object) -> list[dict]:
+        groups.append([exp.name for exp in exps])
+        return one_by_one(_pretend)(exps, workdirs)
+
+    monkeypatch.setattr(train, "run_together", look)
+    plan, base = opened(folder)
+    more = dataclasses.replace(plan, seeds=3)
+    reproduce.reproduce(more, base, str(folder / "w"), together=2, data_dir=str(folder / "data"), quiet=True)
+    assert groups == [["tiny"], ["tuned"] * 2, ["tuned"], ["tiny"], ["tuned"] * 2, ["tuned"]]
+
+
+def test_of_a_group_the_run_that_fails_fails_alone(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(exp: Experiment, workdir: str, **_: object) -> dict:
+        if exp.name == "tuned" and exp.seed == 1:
+            raise FloatingPointError("the loss is no number")
+        return _pretend(exp, workdir)
+
+    monkeypatch.setattr(train, "run_together", one_by_one(failing))
+    plan, base = opened(folder)
+    where = {"data_dir": str(folder / "data"), "quiet": True}
+    assert [one.n for one in reproduce.reproduce(plan, base, str(folder / "w"), together=2, **where)] == [1, 1, 1, 1]
+
+
 def test_missing_data_is_said_before_anything_runs(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "data" / "below" / "rows.tsv").unlink()
-    monkeypatch.setattr(train, "run", _pretend)
+    monkeypatch.setattr(train, "run_together", one_by_one(_pretend))
     with pytest.raises(ValueError, match=r"these files are not there(.|\n)*below/rows\.tsv \(column rows\)"):
         run(folder)
     assert not (folder / "work").exists()
@@ -210,7 +242,7 @@ def test_claims_lie_beside_the_runs(folder: pathlib.Path, monkeypatch: pytest.Mo
         held.append(claims.holder(f"{workdir}.claim"))
         return _pretend(exp, workdir)
 
-    monkeypatch.setattr(train, "run", look)
+    monkeypatch.setattr(train, "run_together", one_by_one(look))
     run(folder)
     assert len(held) == 6
     assert all(str(os.getpid()) in one for one in held)
