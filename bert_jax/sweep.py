@@ -11,7 +11,7 @@ import itertools
 import json
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import jax
 from absl import logging
@@ -205,6 +205,7 @@ def _finished(group: Sequence[Run]) -> dict[str, dict[str, Any] | None]:
     return found
 
 
+@runtime_checkable
 class Runnable(Protocol):
     """What can be run: an experiment with its place."""
 

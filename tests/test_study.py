@@ -110,7 +110,7 @@ def test_runs_come_after_what_they_start_from() -> None:
         ({"encoder.scan": True}, True),
         ({"mesh.fsdp": 4}, True),
         ({"encoder.layers": 3}, False),
-        ({"task.masking.rate": 0.4}, False),
+        ({"task.masking.rate": 0.3}, False),
         ({"optimizer.learning_rate": 2e-3}, False),
     ],
 )
