@@ -448,7 +448,9 @@ class _Lane:
             (self.folder / "predictions").mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
             (self.folder / "predictions" / name).write_text(content)
-        (self.folder / "result.json").write_text(json.dumps(self.result, indent=1) + "\n")
+        whole = self.folder / ".result.json"  # others may be waiting for it: it is there whole or not at all
+        whole.write_text(json.dumps(self.result, indent=1) + "\n")
+        whole.replace(self.folder / "result.json")
 
     def _predictions(self, program: Program, params: Any) -> dict[str, str]:
         """The task's files of predictions, of what was evaluated last and of the test splits."""

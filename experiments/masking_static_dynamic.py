@@ -14,7 +14,7 @@ STUDY = Study(
     name="masking_static_dynamic",
     title="Static and dynamic masking",
     columns=(
-        Column("SQuAD 2.0", "squad2.py", {"predict": False}, folder="squad", figure="best_f1", scale=1),
+        Column("SQuAD 2.0", "squad2.py", {"predict": False}, folder="squad", figure="best_f1"),
         MNLI,
         SST2,
         *EXTRA,

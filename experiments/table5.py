@@ -16,11 +16,10 @@ LEFT_TO_RIGHT = {
     "encoder.direction": "left_to_right",
     "encoder.classify_from": "last",
 }
-MNLI = Column("MNLI-m", "mnli.py", folder="glue")
+MNLI = Column("MNLI-m", "mnli.py", {"task.dev": ("MNLI/dev_matched.tsv",)}, folder="glue")
 QNLI = Column("QNLI", "qnli.py", folder="glue")
 SST2 = Column("SST-2", "sst2.py", folder="glue")
-SQUAD = Column("SQuAD", "squad.py", {"predict": False}, folder="squad", figure="f1", scale=1)
-NER = Column("NER", "conll2003.py", folder="conll2003")
+SQUAD = Column("SQuAD", "squad.py", {"predict": False}, folder="squad", figure="f1")
 EXTRA = (  # with enough examples for small models to differ by
     Column("NER", "conll2003.py", folder="conll2003", extra=True),
     Column("POS", "pos.py", folder="ud_ewt", extra=True),

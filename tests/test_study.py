@@ -34,6 +34,13 @@ def only(cells: list[Cell], row: str, column: str) -> Run:
     return cell(cells, row, column).runs[0, 0]
 
 
+@pytest.mark.parametrize("file", STUDIES, ids=lambda path: path.stem)
+def test_columns_are_in_percent_as_the_paper_s(file: pathlib.Path) -> None:
+    """Scores are shares of 1 everywhere; a perplexity is what it is."""
+    for column in study.load(str(file)).columns:
+        assert column.scale == (1 if "perplexity" in column.figure else 100), column.name
+
+
 def test_there_are_the_studies_of_the_paper() -> None:
     names = {"table5", "table6", "table7", "table8", "figure5", "masking_static_dynamic", "whole_word"}
     assert {path.stem for path in STUDIES} == names
