@@ -390,6 +390,7 @@ def test_a_sentencepiece_model_stands_in_for_the_vocabulary(tiny: Experiment, tm
     assert all(one.text.startswith(words[0]) and one.text.endswith(words[1]) for one in fillings)
 
 
+@pytest.mark.slow
 def test_runs_in_one_program_end_as_each_by_itself(tiny: Experiment, tmp_path: pathlib.Path) -> None:
     """Another seed, another learning rate, dropout on, on a mesh, stopped and resumed: weights, figures and scores."""
     tiny = override(tiny, {"mesh": config.Mesh(2, 2)})
