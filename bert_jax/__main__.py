@@ -21,7 +21,7 @@ from typing import Any
 
 from absl import app, flags, logging
 
-from bert_jax import startup
+from bert_jax import planning, startup
 from bert_jax.config import require, split_flags
 
 _CONFIG = flags.DEFINE_string("config", None, "The experiment: a Python file that defines EXPERIMENT.", required=True)
@@ -55,7 +55,7 @@ def main(argv: Sequence[str], changes: dict[str, str]) -> int:
     if _MULTIHOST.value:
         hosts.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     try:
-        chosen = train.configured(experiment.load(_CONFIG.value), changes, _WORKDIR.value)
+        chosen = planning.configured(experiment.load(_CONFIG.value), changes, _WORKDIR.value)
         where: dict[str, Any] = {"data_dir": _DATA_DIR.value, "cache_dir": _CACHE_DIR.value}
         profile = _steps(_PROFILE.value)
         if _SEEDS.value != 1 or _GRID.value:

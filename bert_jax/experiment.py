@@ -8,7 +8,7 @@ import json
 import pathlib
 import runpy
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, TypeAlias
 
 from etils import epath
@@ -71,6 +71,19 @@ def load(path: str) -> Experiment:
     if not isinstance(found, Experiment):
         raise ValueError(f"{path} must define EXPERIMENT = Experiment(...)")
     return found
+
+
+def changed(exp: Experiment, changes: Mapping[str, Any], source: Callable[[], config.Encoder | None]) -> Experiment:
+    """`exp` with changes by dotted name; where it names no encoder, those of one are changes of `source()`.
+
+    Raises:
+      ValueError: as `config.override`.
+    """
+    inner = {name: value for name, value in changes.items() if name.startswith("encoder.")}
+    exp = config.override(exp, {name: value for name, value in changes.items() if name not in inner})
+    if inner and exp.encoder is None:
+        exp = dataclasses.replace(exp, encoder=source())
+    return config.override(exp, inner)
 
 
 def defined(path: str) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from bert_jax.encoder import Bert, LayerNorm, dense, gelu
 
 
 class Pooler(nn.Module):
-    """Dense and tanh on the first hidden state that it is given, the one of `place`: what NSP and classifiers read."""
+    """Dense and tanh on the first hidden state given, that of `pooled_position`: what NSP and classifiers read."""
 
     config: config.Encoder
 
@@ -165,7 +165,7 @@ class Mix(nn.Module):
         return jnp.einsum("...sd,s->...d", layers, jax.nn.softmax(weights).astype(layers.dtype))
 
 
-def place(config: config.Encoder, mask: Bool[Array, "B T"]) -> Int[Array, "B 1"]:
+def pooled_position(config: config.Encoder, mask: Bool[Array, "B T"]) -> Int[Array, "B 1"]:
     """Where the token stands whose hidden state stands for the whole: see `Encoder.classify_from`."""
     if config.classify_from == "first":
         return jnp.zeros((mask.shape[0], 1), jnp.int32)
@@ -186,22 +186,22 @@ class PreTraining(nn.Module):
         """`mlm_logits` [B, M, V] or `lm_logits` [B, T - 1, V] and, with `next_sentence`, `nsp_logits` [B, 2]."""
         c = self.config
         tokens, segments, mask = (batch[name] for name in ("tokens", "segments", "mask"))
-        encoder, lm, whole = Bert(c, name="encoder"), MaskedLM(c, name="masked_lm"), place(c, mask)
+        encoder, lm, position = Bert(c, name="encoder"), MaskedLM(c, name="masked_lm"), pooled_position(c, mask)
         if c.direction == "both":
-            read = jnp.concatenate([whole, batch["positions"]], axis=1)
+            read = jnp.concatenate([position, batch["positions"]], axis=1)
             encoded = encoder(tokens, segments, mask, train=train, at=read)
             outputs = {"mlm_logits": lm(encoded.hidden[:, 1:], encoded.table)}
             first = encoded.hidden[:, :1]
         else:
             encoded = encoder(tokens, segments, mask, train=train)
             outputs = {"lm_logits": lm(encoded.hidden[:, :-1], encoded.table)}
-            first = jnp.take_along_axis(encoded.hidden, whole[:, :, None], axis=1)
+            first = jnp.take_along_axis(encoded.hidden, position[:, :, None], axis=1)
         if self.next_sentence:
             outputs["nsp_logits"] = NextSentence(c, name="next_sentence")(Pooler(c, name="pooler")(first))
         return outputs
 
 
-def summary(
+def sentence_vector(
     config: config.Encoder,
     bilstm: config.BiLSTM | None,
     tokens: Int[Array, "B T"],
@@ -217,7 +217,7 @@ def summary(
     """
     encoder = Bert(config, name="encoder")
     if bilstm is None:
-        encoded = encoder(tokens, segments, mask, train=train, at=place(config, mask))
+        encoded = encoder(tokens, segments, mask, train=train, at=pooled_position(config, mask))
         return Pooler(config, name="pooler")(encoded.hidden)
     hidden = encoder(tokens, segments, mask, train=train).hidden
     states = BiLSTM(config, bilstm, name="bilstm")(hidden, mask, train=train)
@@ -236,7 +236,7 @@ class Classification(nn.Module):
     def __call__(self, batch: dict[str, Array], *, train: bool = False) -> dict[str, Array]:
         """`logits` [B, C]."""
         read = (batch[name] for name in ("tokens", "segments", "mask"))
-        vector = summary(self.config, self.bilstm, *read, train=train)
+        vector = sentence_vector(self.config, self.bilstm, *read, train=train)
         return {"logits": Classifier(self.config, self.classes, name="classifier")(vector, train=train)}
 
 
@@ -307,7 +307,7 @@ class MultipleChoice(nn.Module):
         """`logits` [B, N], from tokens, segments and mask [B, N, T]."""
         c = self.config
         flat = [batch[name].reshape(-1, batch[name].shape[-1]) for name in ("tokens", "segments", "mask")]
-        vector = summary(c, self.bilstm, *flat, train=train)
+        vector = sentence_vector(c, self.bilstm, *flat, train=train)
         scores = Classifier(c, 1, name="choice")(vector, train=train)
         return {"logits": scores.reshape(batch["tokens"].shape[:2])}
 

@@ -36,11 +36,13 @@ def write(study: Study, base: Base, results: Sequence[Result], folder: str | pat
     if any(result.n for result in results):
         draw(study, results, home / "table.png")
         pictures["The table"] = home / "table.png"
-    for name, figures in (("masked LM", "mlm_loss"), ("left-to-right LM", "lm_loss")):
-        there = {label: run.workdir for label, run in _pretrainings(results).items() if _has(run, figures)}
+    curves = {label: (run, _figures(run)) for label, run in _pretrainings(results).items()}
+    for name, loss in (("masked LM", "mlm_loss"), ("left-to-right LM", "lm_loss")):
+        there = {label: run.workdir for label, (run, figures) in curves.items() if loss in figures}
         if there:
-            picture = home / f"{figures}.png"
-            plots.draw(there, [figures, *["nsp_accuracy"] * _nsp(there)], str(picture))
+            picture = home / f"{loss}.png"
+            paired = any("nsp_accuracy" in curves[label][1] for label in there)
+            plots.draw(there, [loss, *["nsp_accuracy"] * paired], str(picture))
             pictures[f"Pre-training, {name}, held-out text"] = picture
     (home / "report.html").write_text(page(study, base, results, pictures, data_dir))
 
@@ -243,14 +245,9 @@ def _pretrainings(results: Sequence[Result]) -> dict[str, Run]:
     return dict(found.values())
 
 
-def _has(run: Run, figure: str) -> bool:
-    return any(line.get(figure) is not None for line in metrics.read(run.workdir, "validation"))
-
-
-def _nsp(workdirs: dict[str, str]) -> bool:
-    return any(
-        line.get("nsp_accuracy") is not None for one in workdirs.values() for line in metrics.read(one, "validation")
-    )
+def _figures(run: Run) -> set[str]:
+    """What there are validation figures of."""
+    return {name for line in metrics.read(run.workdir, "validation") for name in line if line[name] is not None}
 
 
 _STYLE = """

@@ -9,7 +9,6 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
-import functools
 import pathlib
 import time
 from collections.abc import Iterator, Sequence
@@ -21,19 +20,19 @@ import rich.console
 import rich.table
 from etils import epath
 
-from bert_jax import chips, claims, config, report, results, sharding, study, sweep, tables, train
+from bert_jax import chips, claims, config, planning, report, results, sharding, sweep, tables
 from bert_jax.config import require
 from bert_jax.experiment import Experiment
 from bert_jax.program import Program
 from bert_jax.results import Result
-from bert_jax.study import Base, Cell, Run, Study
+from bert_jax.study import Base, Cell, Run, Study, plan, runs
 from bert_jax.tasks.base import Context
 
 WAIT = 5.0  # seconds between two looks at what others do
 
 
 def reproduce(
-    plan: Study,
+    study: Study,
     base: Base,
     workdir: str,
     *,
@@ -47,7 +46,7 @@ def reproduce(
     A run whose loss is no number leaves its place in the table empty, and those that start from it do not run.
 
     Args:
-      plan: the study.
+      study: the table or figure.
       base: what its rows change.
       workdir: where all runs and the table are kept.
       together: how many seeds of a fine-tuning, at most, go through one program.
@@ -59,43 +58,51 @@ def reproduce(
       ValueError: at what is wrong with the study, its data, or a run of it.
       train.Stopped: at a signal. The same call goes on.
     """
-    cells = study.plan(plan, base, workdir)
+    cells = plan(study, base, workdir)
     check_files(cells, data_dir)
-    everything = study.runs(cells)
+    everything = runs(cells)
     console = rich.console.Console(stderr=True, soft_wrap=True, highlight=False, quiet=quiet)
+    home = pathlib.Path(workdir) / study.name
     failed: set[str] = set()
-    write = functools.partial(_write, plan, base, cells, workdir, data_dir)
-    write()
     waiting = ""
     while True:
+        found = results.collect(cells)
+        report.write(study, base, found, home, data_dir)
         failed |= {run.workdir for run in everything if run.after is not None and run.after.workdir in failed}
         left = [run for run in everything if not run.result() and run.workdir not in failed]
+        console.print(f"{len(everything) - len(left)} of {len(everything)} runs are done: {home / 'report.html'}")
         if not left:
-            return write()
+            return found
         ran = False
         for group in _groups(left, together):
-            with contextlib.ExitStack() as claimed:
-                mine = [run for run in group if claimed.enter_context(claims.claim(_claim(run))) and not run.result()]
-                if not mine:
-                    continue
+            with _claimed(group) as mine:
                 for run in mine:
                     console.print(f"{run.kind}: {run.command(data_dir)}", markup=False)
-                how = {"data_dir": mine[0].data_dir(data_dir), "cache_dir": cache_dir, "quiet": quiet}
+                how = {"data_dir": group[0].data_dir(data_dir), "cache_dir": cache_dir, "quiet": quiet}
                 failed |= {folder for folder, result in sweep.run_group(mine, how).items() if result is None}
-            jax.clear_caches()  # the programs of a run are of no use to the next, and stay in memory
-            ran = True
-            write()
-            done = sum(run.result() is not None for run in everything)
-            console.print(
-                f"{done} of {len(everything)} runs are done: {_home(plan, workdir)}/report.html", markup=False
-            )
+            if mine:
+                jax.clear_caches()  # the programs of a run are of no use to the next, and stay in memory
+                ran = True
+                break  # the table first, and then what can begin now
         if not ran:
-            held = {claims.holder(_claim(run)) for run in left} - {""}
-            said = f"waiting for {', '.join(sorted(held))}" if held else ""
-            if said and said != waiting:
-                console.print(said, markup=False)
-            waiting = said
-            time.sleep(WAIT)
+            waiting = _wait(left, waiting, console)
+
+
+@contextlib.contextmanager
+def _claimed(group: Sequence[Run]) -> Iterator[list[Run]]:
+    """Those of the runs that are ours for the time of the `with`, and are not done yet."""
+    with contextlib.ExitStack() as claimed:
+        yield [run for run in group if claimed.enter_context(claims.claim(_claim(run))) and not run.result()]
+
+
+def _wait(left: Sequence[Run], said: str, console: rich.console.Console) -> str:
+    """Waits a while for runs of others; says for whose, if it is news, and returns that."""
+    holders = {claims.holder(_claim(run)) for run in left} - {""}
+    text = f"waiting for {', '.join(sorted(holders))}" if holders else ""
+    if text not in ("", said):
+        console.print(text, markup=False)
+    time.sleep(WAIT)
+    return text
 
 
 def _groups(left: Sequence[Run], together: int) -> Iterator[list[Run]]:
@@ -115,32 +122,19 @@ def _claim(run: Run) -> str:
     return f"{run.workdir}.claim"
 
 
-def _home(plan: Study, workdir: str) -> pathlib.Path:
-    """Where the table lies."""
-    return pathlib.Path(workdir) / plan.name
-
-
-def _write(plan: Study, base: Base, cells: Sequence[Cell], workdir: str, data_dir: str) -> list[Result]:
-    found = results.collect(cells)
-    report.write(plan, base, found, _home(plan, workdir), data_dir)
-    return found
-
-
 def check_files(cells: Sequence[Cell], data_dir: str) -> None:
     """That the files of all fine-tunings are there, before hours of pre-training.
 
     Raises:
       ValueError: that lists those that are not, with the columns that need them.
     """
-    missing: dict[str, str] = {}
-    for cell in cells:
-        for run in list(cell.runs.values())[:1]:
-            if run.kind == "fine-tuning":
-                dev = getattr(run.experiment.task, "dev", ())
-                for name in (getattr(run.experiment.task, "train", ""), *((dev,) if isinstance(dev, str) else dev)):
-                    path = tables.path_of(name, run.data_dir(data_dir)) if name else ""
-                    if path and not path.startswith("tfds:") and not epath.Path(path).exists():
-                        missing[path] = cell.column.name
+    wanted = {
+        tables.path_of(name, run.data_dir(data_dir)): cell.column.name
+        for cell in cells
+        for run in cell.runs.values()
+        for name in run.experiment.task.files()
+    }
+    missing = {p: c for p, c in wanted.items() if not p.startswith("tfds:") and not epath.Path(p).exists()}
     lines = "".join(f"\n  {path} (column {column})" for path, column in missing.items())
     require(not missing, f"these files are not there; name their folder with --data_dir, or fewer --columns:{lines}")
 
@@ -158,7 +152,7 @@ class Estimate(NamedTuple):
 
 def estimates(cells: Sequence[Cell], data_dir: str = "", cache_dir: str = "") -> tuple[list[Estimate], str]:
     """Steps, tokens, FLOPs and predicted seconds of all runs, and what the prediction rests on."""
-    everything = study.runs(cells)
+    everything = runs(cells)
     rate, basis = speed(everything)
     found, known = [], {}
     for run in everything:
@@ -180,15 +174,15 @@ def _work(run: Run, data_dir: str, cache_dir: str) -> tuple[int | None, int | No
     start = run.experiment if run.after is None else run.after.experiment
     exp = run.experiment
     if exp.encoder is None:
-        exp = dataclasses.replace(exp, encoder=start.encoder) if run.after else train.resolve(exp)
+        exp = dataclasses.replace(exp, encoder=start.encoder) if run.after else planning.resolve(exp)
     if exp.task.frozen:  # the features take the time, and are computed once for all such runs
         return None, None, None
     try:
-        vocabulary = train.find_tokenizer(start if run.after else exp)
+        vocabulary = planning.find_tokenizer(start if run.after else exp)
         mesh = sharding.make_mesh(exp.mesh)
         context = Context(vocabulary, run.data_dir(data_dir), exp.seed, cache_dir)
         lengths = [_lengths(exp, phase, context, sharding.batch_sharding(mesh)) for phase in exp.phases]
-        tokens, flops = train.work(exp, Program(exp, vocabulary, 1, mesh).abstract.params, lengths)
+        tokens, flops = planning.tokens_and_flops(exp, Program(exp, vocabulary, 1, mesh).abstract.params, lengths)
         return sum(one.total() for one in lengths), tokens, flops
     except (ValueError, OSError):  # without data
         return None, None, None
@@ -199,8 +193,9 @@ def _lengths(exp: Experiment, phase: config.Phase, context: Context, place: Any)
     if phase.steps and phase.lengths == 1:
         return collections.Counter({phase.length: phase.steps})
     source = exp.task.source("train", phase.length, context)
-    steps = train.steps_of(phase, source)
-    return train.lengths_of(phase, steps, train.batches_of(source, exp, phase, place, seed=exp.seed, steps=steps))
+    steps = planning.steps_of(phase, source)
+    batches = planning.batches_of(source, exp, phase, place, seed=exp.seed, steps=steps)
+    return planning.batch_lengths(phase, steps, batches)
 
 
 def speed(everything: Sequence[Run]) -> tuple[float, str]:

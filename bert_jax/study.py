@@ -47,7 +47,6 @@ class Column:
     changes: Changes = dataclasses.field(default_factory=dict)
     folder: str = ""  # below the data_dir, where its files lie
     figure: str = ""  # its name in result.json, or several that may stand for it, comma between; "": the task's own
-    better: Literal["greater", "less"] = "greater"
     scale: float | int = 100  # tables show figures times this
     extra: bool = False  # not the paper's: only where it is asked for by name
 
@@ -168,7 +167,7 @@ def load_base(path: str, changes: Mapping[str, Any], tuning: Mapping[str, Any]) 
     return Base(path, base, changes, experiment.defined(path).get("FINE_TUNING", {}), tuning)
 
 
-def chosen(
+def select(
     study: Study, rows: Sequence[str] = (), columns: Sequence[str] = (), seeds: int = 0, pretraining_seeds: int = 0
 ) -> Study:
     """The study with the rows and columns of these names, and so many seeds.
@@ -202,7 +201,17 @@ def plan(study: Study, base: Base, workdir: str) -> list[Cell]:
       ValueError: at a change that an experiment does not take, and where weights that are there cannot be what a row
         asks for; before anything runs.
     """
-    return [cell for row in study.rows for cell in _row(study, row, base, workdir)]
+    recipes = {column.experiment: experiment.load(column.experiment) for column in study.columns if column.experiment}
+    cells = []
+    for row in study.rows:
+        try:
+            before = _pretrainings(study, row, base, workdir)
+            cells += [
+                Cell(row, column, _cell(study, row, column, recipes, base, before, workdir)) for column in study.columns
+            ]
+        except ValueError as error:
+            raise ValueError(f"{study.name}, row {row.name!r}: {error}") from None
+    return cells
 
 
 def runs(cells: Sequence[Cell]) -> list[Run]:
@@ -214,14 +223,6 @@ def runs(cells: Sequence[Cell]) -> list[Run]:
                 if one is not None:
                     found.setdefault(one.workdir, one)
     return list(found.values())
-
-
-def _row(study: Study, row: Row, base: Base, workdir: str) -> list[Cell]:
-    try:
-        before = _pretrainings(study, row, base, workdir)
-        return [Cell(row, column, _cell(study, row, column, base, before, workdir)) for column in study.columns]
-    except ValueError as error:
-        raise ValueError(f"{study.name}, row {row.name!r}: {error}") from None
 
 
 def _pretrainings(study: Study, row: Row, base: Base, workdir: str) -> list[Run | None]:
@@ -249,11 +250,17 @@ def _pretrainings(study: Study, row: Row, base: Base, workdir: str) -> list[Run 
 
 
 def _cell(
-    study: Study, row: Row, column: Column, base: Base, before: Sequence[Run | None], workdir: str
+    study: Study,
+    row: Row,
+    column: Column,
+    recipes: Mapping[str, Experiment],
+    base: Base,
+    before: Sequence[Run | None],
+    workdir: str,
 ) -> dict[tuple[int, int], Run]:
     if not column.experiment:  # a figure of the pre-training itself, at its end
         return {(number, 0): run for number, run in enumerate(before) if run is not None and row.at == 1}
-    recipe = experiment.load(column.experiment)
+    recipe = recipes[column.experiment]
     found = {}
     for number, run in enumerate(before):
         start = base.experiment if run is None else run.experiment
@@ -273,19 +280,12 @@ def _cell(
                 f"it begins after {row.at:g} of all steps, and of these {study.checkpoints} checkpoints are kept",
             )
         for seed in range(recipe.seed, recipe.seed + study.seeds):
-            exp = _changed(recipe, {**changes, "seed": seed}, start)
+            own = {**changes, "seed": seed}
+            exp = experiment.changed(recipe, own, lambda: start.encoder)  # noqa: B023 - called at once
             origin = "" if run is None else f"{run.name}@{changes.get('init_step', 'end')}"
             folder = _folder(workdir, exp, origin)
-            own = {**changes, "seed": seed}
             found[number, seed] = Run("fine-tuning", exp, folder, column.experiment, own, run, column.folder)
     return found
-
-
-def _changed(exp: Experiment, changes: Mapping[str, Any], start: Experiment) -> Experiment:
-    """`exp` with changes, of which those of the encoder are changes of the one that it starts from."""
-    inner = {name: value for name, value in changes.items() if name.startswith("encoder.")}
-    exp = config.override(exp, {name: value for name, value in changes.items() if name not in inner})
-    return config.override(dataclasses.replace(exp, encoder=start.encoder), inner) if inner else exp
 
 
 def _made(changes: Changes, base: Experiment) -> dict[str, Any]:

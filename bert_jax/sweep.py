@@ -17,7 +17,7 @@ import jax
 from absl import logging
 from etils import epath
 
-from bert_jax import config, experiment, train
+from bert_jax import config, experiment, planning, train
 from bert_jax.config import require
 from bert_jax.experiment import Experiment
 
@@ -200,7 +200,7 @@ def _finished(group: Sequence[Run]) -> dict[str, dict[str, Any] | None]:
     for run in group:
         path = epath.Path(run.workdir) / "result.json"
         if path.exists():
-            experiment.record(train.resolve(run.experiment, run.workdir), run.workdir)
+            experiment.record(planning.resolve(run.experiment, run.workdir), run.workdir)
             found[run.workdir] = json.loads(path.read_text())
     return found
 

@@ -7,18 +7,14 @@ Several runs that differ in seed or learning rate alone can share a program: the
 
 from __future__ import annotations
 
-import collections
 import contextlib
-import dataclasses
-import functools
 import json
 import signal
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
@@ -32,17 +28,14 @@ from bert_jax import (
     hosts,
     metrics,
     optimizer,
+    planning,
     pretrained,
     sharding,
-    tokenizer,
 )
 from bert_jax.config import require
-from bert_jax.encoder import Bert
 from bert_jax.experiment import Experiment
-from bert_jax.features import Frozen
-from bert_jax.program import TOGETHER, Program, State, key, means, parameter_count, step_flops
+from bert_jax.program import TOGETHER, Program, State, means, parameter_count, step_flops
 from bert_jax.tasks.base import Batch, Context, Source
-from bert_jax.tokenizer import Tokenizer
 
 
 class Stopped(Exception):  # noqa: N818 - no error: a request that was heard
@@ -53,187 +46,6 @@ class Stopped(Exception):  # noqa: N818 - no error: a request that was heard
             f"stopped by {signal.Signals(signum).name} at step {step}; the same command goes on from there"
         )
         self.signum = signum
-
-
-class Stretch(NamedTuple):
-    """A phase on the run's own count of steps, [start, stop), with its data."""
-
-    phase: config.Phase
-    start: int
-    stop: int
-    batches: data.Batches
-    validation: dict[str, data.Batches]  # by split
-
-    @property
-    def lengths(self) -> collections.Counter[int]:
-        """How many of its batches have each length."""
-        return lengths_of(self.phase, self.stop - self.start, self.batches)
-
-    @property
-    def tokens(self) -> int:
-        """How many tokens its batches have in all, padding included."""
-        return self.phase.batch_size * sum(length * count for length, count in self.lengths.items())
-
-    @property
-    def tokens_per_step(self) -> int:
-        """The most that a batch has."""
-        return self.phase.batch_size * self.phase.length
-
-
-def lengths_of(phase: config.Phase, steps: int, batches: data.Batches) -> collections.Counter[int]:
-    """How many of a phase's batches have each length. `batches` are asked where they are grouped by length alone."""
-    if phase.lengths == 1:
-        return collections.Counter({phase.length: steps})
-    return collections.Counter(int(batches.order(n).length) for n in range(steps))
-
-
-def work(exp: Experiment, params: Any, lengths: Sequence[collections.Counter[int]]) -> tuple[int, float]:
-    """Tokens, padding included, and FLOPs (see flops.py) of the phases whose batches have these lengths."""
-    tokens, total = 0, 0.0
-    for phase, counts in zip(exp.phases, lengths, strict=True):
-        for length, count in counts.items():
-            tokens += count * phase.batch_size * length
-            total += count * step_flops(exp, params, length, phase.batch_size)
-    return tokens, total
-
-
-def steps_of(phase: config.Phase, source: Source) -> int:
-    """The steps of a phase, where it names epochs by the reference's floor."""
-    return phase.steps or max(1, int(phase.epochs * len(source) / phase.batch_size))
-
-
-def resolve(exp: Experiment, workdir: str = "") -> Experiment:
-    """The experiment with its encoder filled in from the workdir (a run that goes on) or from `init_from`.
-
-    Raises:
-      ValueError: where there is no encoder, or it has another shape than the weights that it starts from.
-    """
-    if exp.encoder is None and (epath.Path(workdir) / "config.json").exists():
-        return dataclasses.replace(exp, encoder=experiment.read_config(workdir).encoder)
-    require(
-        exp.encoder is not None or exp.init_from != "",
-        "this experiment names no encoder: take it from a pre-training run with --config.init_from=WORKDIR, or name a "
-        "size with --config.encoder.layers=2 and so on",
-    )
-    if exp.init_from == "":
-        return exp
-    source = pretrained.open(exp.init_from).encoder
-    if exp.encoder is None:
-        return dataclasses.replace(exp, encoder=source)
-    free = ["dropout", "attention_dropout", "dropout_rng", "dtype", "scan", "remat", "init_stddev", "vocab_multiple"]
-    free += ["classify_from"]
-    free += ["max_positions"] if exp.init_positions != "same" else []
-    changed = config.differences(config.to_dict(source), config.to_dict(exp.encoder))
-    changed = [line for line in changed if line.split(":")[0] not in free]
-    hint = "; --config.init_positions says what shall become of the positions" if "max_pos" in str(changed) else ""
-    require(
-        not changed, f"the encoder differs from init_from={exp.init_from} (there, here): {'; '.join(changed)}{hint}"
-    )
-    return exp
-
-
-def configured(exp: Experiment, changes: Mapping[str, Any], workdir: str = "") -> Experiment:
-    """`exp` with a command line's changes; those of an encoder that it takes from `init_from` are changes of that one.
-
-    Raises:
-      ValueError: as `config.override` and `resolve`.
-    """
-    inner = {name: value for name, value in changes.items() if name.startswith("encoder.")}
-    exp = config.override(exp, {name: value for name, value in changes.items() if name not in inner})
-    if inner and exp.encoder is None and exp.init_from:
-        exp = resolve(exp, workdir)
-    return config.override(exp, inner)
-
-
-def find_tokenizer(exp: Experiment, workdir: str = "") -> Tokenizer:
-    """The tokenizer of a run: its own copy, `vocab`, the corpus's, or that of `init_from`; those there are must agree.
-
-    Raises:
-      ValueError: where there is none, two differ, or it has more tokens than the encoder has embeddings.
-    """
-    found = {}
-    if workdir and (epath.Path(workdir) / "tokenizer").exists():
-        found["the workdir"] = tokenizer.load(str(epath.Path(workdir) / "tokenizer"))
-    if exp.init_from and epath.Path(exp.init_from).exists():  # a run that goes on may have lost it
-        source = pretrained.open(exp.init_from).tokenizer
-        if source is not None:
-            found["init_from"] = source
-    if exp.vocab:
-        found["vocab"] = tokenizer.load(exp.vocab)
-    bound = exp.task.tokenizer()
-    if bound is not None:
-        found["the task's corpus"] = bound
-    require(bool(found), "no vocabulary: name one with --config.vocab=vocab.txt")
-    require(
-        len({one.fingerprint for one in found.values()}) == 1,
-        f"the vocabularies of {' and '.join(found)} differ: weights and data must share one. Build the corpus "
-        "again with the vocabulary that the run names, or name that of the corpus",
-    )
-    chosen = next(iter(found.values()))
-    assert exp.encoder is not None
-    require(
-        chosen.vocab_size <= exp.encoder.vocab_size,
-        f"the vocabulary has {chosen.vocab_size} tokens, the embedding only {exp.encoder.vocab_size}: set "
-        f"--config.encoder.vocab_size={chosen.vocab_size}",
-    )
-    return chosen
-
-
-def stretches(
-    exp: Experiment,
-    context: Context,
-    place: jax.sharding.NamedSharding,
-    sources: dict[Any, Source] | None = None,
-) -> list[Stretch]:
-    """The phases with their data, on the run's own count of steps. `sources` are those that were read already."""
-    sources = {} if sources is None else sources
-    found: list[Stretch] = []
-    for index, phase in enumerate(exp.phases):
-        source = source_of(exp, "train", phase.length, context, sources)
-        steps = steps_of(phase, source)
-        batches = batches_of(source, exp, phase, place, seed=exp.seed + 7919 * index, steps=steps)
-        validation = evaluated(exp.task.validation(), exp, phase, context, place, sources)
-        start = found[-1].stop if found else 0
-        found.append(Stretch(phase, start, start + steps, batches, validation))
-    return found
-
-
-def evaluated(
-    splits: tuple[str, ...],
-    exp: Experiment,
-    phase: config.Phase,
-    context: Context,
-    place: jax.sharding.NamedSharding,
-    sources: dict[Any, Source],
-) -> dict[str, data.Batches]:
-    """The batches of those splits, each example once."""
-    found = {split: source_of(exp, split, phase.length, context, sources) for split in splits}
-    return {split: batches_of(source, exp, phase, place, shuffle=False) for split, source in found.items()}
-
-
-def source_of(exp: Experiment, split: str, length: int, context: Context, sources: dict[Any, Source]) -> Source:
-    """A split's examples, read once for all runs that share them."""
-    which = split, length, context.seed if exp.task.seeded or own_features(exp) else 0
-    if which not in sources:
-        sources[which] = exp.task.source(split, length, context)
-    return sources[which]
-
-
-def own_features(exp: Experiment) -> bool:
-    """Whether each seed has a frozen encoder of its own: a random one."""
-    return exp.task.frozen and (exp.random_init or not exp.init_from)
-
-
-def batches_of(
-    source: Source, exp: Experiment, phase: config.Phase, place: jax.sharding.NamedSharding, **more: Any
-) -> data.Batches:
-    """A source's batches in a phase, grouped by length where it says so."""
-    if phase.lengths > 1:
-        assert exp.encoder is not None
-        spec = functools.partial(exp.task.spec, encoder=exp.encoder)
-        return data.Grouped(source, phase.batch_size, place, spec, phase.lengths, **more)
-    more.pop("steps", None)
-    return data.Batches(source, phase.batch_size, place, **more)
 
 
 def initial_state(exp: Experiment, program: Program, checkpoints: checkpoint.Checkpoints | None) -> tuple[State, str]:
@@ -250,24 +62,6 @@ def initial_state(exp: Experiment, program: Program, checkpoints: checkpoint.Che
     params = checkpoint.initialise(state.params, source, task=exp.task, name=exp.init_from)
     where = "" if exp.init_step is None else f", step {exp.init_step}"
     return state._replace(params=params), f"starts from the weights of {exp.init_from}{where}"
-
-
-def frozen_encoder(exp: Experiment, workdir: str = "") -> Frozen | None:
-    """The encoder of a task that does not train it: the workdir's copy, else that of `init_from`, else a random one.
-
-    None where the task trains it.
-    """
-    if not exp.task.frozen:
-        return None
-    assert exp.encoder is not None
-    params = checkpoint.read_frozen(workdir) if workdir else None
-    if params is None and exp.init_from and not exp.random_init:
-        source = pretrained.open(exp.init_from, exp.init_step)
-        params = source.params(exp.encoder, exp.init_positions, exp.seed)["encoder"]
-    if params is None:
-        row = jnp.zeros((1, 1), jnp.int32)
-        params = jax.jit(Bert(exp.encoder).init)(key(exp.seed, "parameters"), row, row, row == 0)["params"]
-    return Frozen(exp.encoder, jax.tree.map(np.asarray, params))
 
 
 def run(
@@ -318,7 +112,7 @@ def run_together(
       ValueError: also where they differ in more than `TOGETHER`.
     """
     began = time.time()
-    exps = [resolve(exp, workdir) for exp, workdir in zip(exps, workdirs, strict=True)]
+    exps = [planning.resolve(exp, workdir) for exp, workdir in zip(exps, workdirs, strict=True)]
     for exp in exps:
         changed = config.differences(config.to_dict(exps[0]), config.to_dict(exp))
         changed = [line for line in changed if line.split(":")[0] not in TOGETHER]
@@ -327,8 +121,9 @@ def run_together(
     sources: dict[Any, Source] = {}
     lanes: list[_Lane] = []
     for exp, workdir in zip(exps, workdirs, strict=True):
-        frozen = lanes[0].context.frozen if lanes and not own_features(exp) else frozen_encoder(exp, workdir)
-        context = Context(find_tokenizer(exp, workdir), data_dir, exp.seed, cache_dir, frozen, quiet)
+        same = bool(lanes) and not planning.own_features(exp)
+        frozen = lanes[0].context.frozen if same else planning.frozen_encoder(exp, workdir)
+        context = Context(planning.find_tokenizer(exp, workdir), data_dir, exp.seed, cache_dir, frozen, quiet)
         lanes.append(_Lane(exp, workdir, context, mesh, sources, quiet=quiet))
     first, last = profile or (1, 1)
     steps = lanes[0].plan[-1].stop
@@ -367,8 +162,8 @@ class _Lane:
         self.exp, self.workdir, self.folder, self.quiet = exp, workdir, epath.Path(workdir), quiet
         self.context, self.vocabulary = context, context.tokenizer
         place = sharding.batch_sharding(mesh)
-        self.plan = stretches(exp, self.context, place, sources)
-        self.tests = evaluated(
+        self.plan = planning.stretches(exp, self.context, place, sources)
+        self.tests = planning.evaluated(
             exp.task.tests() if exp.predict else (), exp, self.plan[-1].phase, self.context, place, sources
         )
         self.main = jax.process_index() == 0
@@ -397,7 +192,7 @@ class _Lane:
             self.writer = metrics.Writer(self.workdir, -1 if self.start is None else self.start)
         self.enter(self.plan[-1])
 
-    def enter(self, stretch: Stretch) -> None:
+    def enter(self, stretch: planning.Stretch) -> None:
         """A phase begins: it is evaluated at its own length."""
         self.validation = stretch.validation
         self.baselines = self.exp.task.baselines(self.context, stretch.phase.length)
@@ -425,7 +220,8 @@ class _Lane:
     def finish(self, program: Program, state: State, goodput: metrics.Goodput) -> None:
         """Predictions and result.json, once the last checkpoint is on disk."""
         step, metric = int(state.step), self.exp.task.metric
-        tokens, operations = work(self.exp, state.params, [stretch.lengths for stretch in self.plan])
+        lengths = [stretch.lengths for stretch in self.plan]
+        tokens, operations = planning.tokens_and_flops(self.exp, state.params, lengths)
         if not self.scores:  # killed between the last checkpoint and the result
             self.evaluate(program, step, state.params)
         self.result = {
@@ -571,7 +367,7 @@ class _Loop:
                         raise Stopped(signum, step)
         return state
 
-    def count(self, batch: Batch, stretch: Stretch) -> None:
+    def count(self, batch: Batch, stretch: planning.Stretch) -> None:
         """Adds up what a step works on."""
         length = batch["tokens"].shape[-1] if "tokens" in batch else stretch.phase.length
         self.tokens += batch["tokens"].size if "tokens" in batch else stretch.tokens_per_step * len(self.lanes)

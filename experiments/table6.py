@@ -30,7 +30,7 @@ def paper(perplexity: float, mnli: float, mrpc: float, sst2: float) -> dict[str,
     return {"perplexity": perplexity, "MNLI-m": mnli, "MRPC": mrpc, "SST-2": sst2}
 
 
-PERPLEXITY = Column("perplexity", figure="mlm_perplexity", better="less", scale=1)
+PERPLEXITY = Column("perplexity", figure="mlm_perplexity", scale=1)
 
 STUDY = Study(
     name="table6",

@@ -22,7 +22,7 @@ import jax
 import numpy as np
 from absl import app, flags
 
-from bert_jax import config, data, experiment, sharding, tokenizer, train
+from bert_jax import config, data, experiment, planning, sharding, tokenizer
 from bert_jax.experiment import Experiment
 from bert_jax.program import Program
 from bert_jax.tasks.base import Arrays, Context
@@ -49,7 +49,7 @@ def ours(lengths: int, *asked: Any) -> benchmark.Step:
     exp = config.override(exp, {"phases.0.lengths": lengths})
     mesh = sharding.make_mesh(exp.mesh)
     # One epoch, again and again: the shuffling differs between epochs, the examples do not.
-    (stretch,) = train.stretches(exp, context, sharding.batch_sharding(mesh))
+    (stretch,) = planning.stretches(exp, context, sharding.batch_sharding(mesh))
     with jax.set_mesh(mesh):
         program = Program(exp, context.tokenizer, stretch.stop * 1000, mesh)
         state = program.init()

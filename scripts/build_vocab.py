@@ -18,7 +18,7 @@ import rich.console
 import rich.progress
 from absl import app, flags
 
-from bert_jax import text, tokenizer
+from bert_jax import text, tokenizer, vocabularies
 
 _INPUT = flags.DEFINE_multi(  # type: ignore[call-overload]
     flags.ListParser(),
@@ -71,17 +71,17 @@ def main(argv: list[str]) -> None:
         sentences = itertools.chain.from_iterable(found for _, found in split)
         texts = _watched(text.at_most(sentences, _MAX_MB.value * 10**6 or sys.maxsize), sample)
         if _KIND.value == "wordpiece":
-            vocabulary: tokenizer.Tokenizer = tokenizer.train_wordpiece(
+            vocabulary: tokenizer.Tokenizer = vocabularies.train_wordpiece(
                 texts, _SIZE.value, lower=not _CASED.value, coverage=_COVERAGE.value
             )
         else:
-            vocabulary = tokenizer.train_sentencepiece(
+            vocabulary = vocabularies.train_sentencepiece(
                 texts, _SIZE.value, kind=_KIND.value, lower=not _CASED.value, coverage=_COVERAGE.value
             )
         vocabulary.save(_OUTPUT.value)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
-    print(f"{_OUTPUT.value}: {tokenizer.describe(vocabulary, sample)}")
+    print(f"{_OUTPUT.value}: {vocabularies.describe(vocabulary, sample)}")
     if vocabulary.vocab_size < _SIZE.value:
         print(f"the input has no more than these; {_SIZE.value:,} were asked for")
     inputs = ",".join(sources)

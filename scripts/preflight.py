@@ -30,10 +30,10 @@ def main(argv: list[str], changes: dict[str, str]) -> int:
     os.environ["JAX_PLATFORMS"] = "cpu"
     import rich.console
 
-    from bert_jax import experiment, preflight, train
+    from bert_jax import experiment, planning, preflight
 
     try:
-        exp = train.resolve(train.configured(experiment.load(CONFIG.value), changes))
+        exp = planning.resolve(planning.configured(experiment.load(CONFIG.value), changes))
         console = rich.console.Console(stderr=True, highlight=False)
         found = preflight.check(exp, TOPOLOGY.value, search=SEARCH.value, cost=COST.value, say=console.print)
     except ValueError as error:

@@ -53,7 +53,7 @@ def main(argv: list[str], changes: dict[str, str], tuning: dict[str, str]) -> in
     startup.keep_programs(CACHE_DIR.value)
     console = rich.console.Console(highlight=False, width=None if sys.stdout.isatty() else 200)
     try:
-        plan = study.chosen(
+        plan = study.select(
             study.load(STUDY.value), ROWS.value, COLUMNS.value, SEEDS.value or 0, PRETRAINING_SEEDS.value or 0
         )
         base = study.load_base(BASE.value or plan.base, changes, tuning)

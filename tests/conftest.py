@@ -52,7 +52,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A small corpus of made-up documents, as scripts/build_corpus.py would build it; returns its directory."""
     import random
 
-    from bert_jax import building, tokenizer
+    from bert_jax import building, vocabularies
 
     rng = random.Random(0)
     words = [rng.choice("bcdfglmnprst") + rng.choice("aeiou") + rng.choice("bdklmnrst") for _ in range(200)]
@@ -64,7 +64,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> str:
 
     folder = tmp_path_factory.mktemp("corpus")
     (folder / "text.txt").write_text("\n\n".join(document() for _ in range(120)))
-    vocabulary = tokenizer.train_wordpiece(iter([*words, "."]), 300)
+    vocabulary = vocabularies.train_wordpiece(iter([*words, "."]), 300)
     building.build([str(folder / "text.txt")], vocabulary, folder / "built", workers=1)
     return str(folder / "built")
 

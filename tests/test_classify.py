@@ -13,7 +13,7 @@ import pytest
 from array_record.python import array_record_module
 
 import bert_jax
-from bert_jax import checkpoint, config, experiment, train
+from bert_jax import checkpoint, config, experiment, planning, train
 from bert_jax.config import override
 from bert_jax.experiment import Experiment
 from bert_jax.program import Program
@@ -271,7 +271,7 @@ def test_it_starts_from_the_pre_trained_weights(runs: dict[str, pathlib.Path], t
     for exp, same in ((tuned, True), (control, False)):
         mesh = train.sharding.make_mesh(exp.mesh)
         with train.jax.set_mesh(mesh):
-            program = Program(exp, train.find_tokenizer(exp), 10, mesh)
+            program = Program(exp, planning.find_tokenizer(exp), 10, mesh)
             state, _ = train.initial_state(exp, program, None)
         assert np.array_equal(state.params["encoder"]["embeddings"]["word"], source) == same
 
@@ -283,7 +283,7 @@ def test_weights_that_do_not_fit_are_listed(runs: dict[str, pathlib.Path], tiny:
     source["encoder"]["embeddings"]["place"] = source["encoder"]["embeddings"].pop("position")
     mesh = train.sharding.make_mesh(exp.mesh)
     with train.jax.set_mesh(mesh):
-        params = Program(exp, train.find_tokenizer(exp), 10, mesh).init().params
+        params = Program(exp, planning.find_tokenizer(exp), 10, mesh).init().params
     with pytest.raises(ValueError, match="RUN does not fit this experiment") as error:
         checkpoint.initialise(params, source, task=exp.task, name="RUN")
     for line in (

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from bert_jax import config, experiment, sharding, train
+from bert_jax import config, experiment, planning, sharding
 from bert_jax.config import override
 from bert_jax.experiment import Experiment
 from bert_jax.program import Program, parameter_count
@@ -105,7 +105,7 @@ def test_a_base_says_what_it_takes(name: str) -> None:
     file = REPOSITORY / "experiments" / f"{name}.py"
     exp = experiment.load(str(file))
     lengths = [collections.Counter({phase.length: phase.steps}) for phase in exp.phases]
-    tokens, flops = train.work(exp, shapes(exp), lengths)
+    tokens, flops = planning.tokens_and_flops(exp, shapes(exp), lengths)
     said = re.search(r"([\d.]+)([MB]) tokens, ([\d.]+e\d+) FLOPs", " ".join(file.read_text().split()))
     assert said is not None
     digits, unit, operations = said.groups()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import bert_jax
-from bert_jax import checkpoint, config, metrics, sharding, train
+from bert_jax import checkpoint, config, metrics, planning, sharding, train
 from bert_jax.config import override
 from bert_jax.experiment import Experiment
 from bert_jax.program import Program
@@ -37,11 +37,11 @@ LEFT_ENCODER = override(ENCODER, {"direction": "left_to_right", "classify_from":
 
 
 def program(exp: Experiment) -> Program:
-    return Program(exp, train.find_tokenizer(exp), 10, sharding.make_mesh(exp.mesh))
+    return Program(exp, planning.find_tokenizer(exp), 10, sharding.make_mesh(exp.mesh))
 
 
 def first_batch(exp: Experiment) -> dict[str, jax.Array]:
-    context = Context(train.find_tokenizer(exp))
+    context = Context(planning.find_tokenizer(exp))
     source = exp.task.source("train", 32, context)
     rows = source.batch(np.arange(8))
     return {name: jnp.asarray(array) for name, array in rows.items()} | {
@@ -86,7 +86,7 @@ def test_sentences_of_a_document_in_place_of_pairs(tiny: Experiment) -> None:
     exp = override(tiny, DOCUMENTS)
     batch = first_batch(exp)
     assert not batch["segments"].any()
-    ends = (batch["tokens"] == train.find_tokenizer(exp).sep).sum(axis=1)
+    ends = (batch["tokens"] == planning.find_tokenizer(exp).sep).sum(axis=1)
     assert (ends == 1).all()
     paths, figures = step(exp, batch)
     same_paths, same_figures = step(override(tiny, NO_NSP), first_batch(tiny))
@@ -115,7 +115,7 @@ def test_short_phases_can_do_without_pairs(tiny: Experiment, tmp_path: pathlib.P
     kernels = [checkpoint.read_params(str(tmp_path), step)["next_sentence"]["dense"]["kernel"] for step in (1, 2, 4)]
     moved = [np.abs(after - before).max() for before, after in itertools.pairwise(kernels)]
     assert moved[0] < 1e-6 < 1e-4 < moved[1], "weight decay alone, then gradients"
-    context = Context(train.find_tokenizer(exp))
+    context = Context(planning.find_tokenizer(exp))
     halves = [exp.task.source("train", length, context).batch(np.arange(8))["segments"].any() for length in (16, 32)]
     assert halves == [False, True]
 
@@ -130,7 +130,7 @@ def test_objective_and_direction_go_together(tiny: Experiment, changes: dict[str
 def test_left_to_right_each_token_predicts_the_next_and_none_is_masked(tiny: Experiment) -> None:
     exp = override(tiny, {**LEFT, **DRY})
     batch = first_batch(exp)
-    vocabulary = train.find_tokenizer(exp)
+    vocabulary = planning.find_tokenizer(exp)
     seen = exp.task.corrupt(jax.random.key(0), batch, vocabulary)
     np.testing.assert_array_equal(seen["tokens"], batch["tokens"])
     assert not (seen["tokens"] == vocabulary.mask).any()
@@ -282,7 +282,7 @@ def test_left_to_right_from_pre_training_to_use(tiny: Experiment, tmp_path: path
     task = Classify(train="rows.tsv", dev=("rows.tsv",), labels=("0", "1"), bilstm=config.BiLSTM(layers=1, width=8))
     exp = override(Experiment(task=task, init_from=workdir, mesh=config.Mesh(data=1)), short)
     with pytest.raises(ValueError, match="direction"):
-        train.resolve(override(exp, {"encoder": config.Encoder(direction="both")}))
+        planning.resolve(override(exp, {"encoder": config.Encoder(direction="both")}))
     assert train.run(exp, str(tmp_path / "tuned"), data_dir=str(tmp_path), quiet=True)["done"]
     loaded = bert_jax.load(str(tmp_path / "tuned"))
     assert loaded.config.direction == "left_to_right"

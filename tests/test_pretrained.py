@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import bert_jax
-from bert_jax import checkpoint, config, experiment, heads, losses, model, pretrained, train
+from bert_jax import checkpoint, config, experiment, heads, losses, model, planning, pretrained, train
 from bert_jax.config import override
 from bert_jax.experiment import Experiment
 from bert_jax.tasks.classify import Classify
@@ -162,7 +162,7 @@ def test_fine_tuning_starts_from_a_hugging_face_directory(tmp_path: pathlib.Path
 
 def test_pre_training_goes_on_from_a_masked_lm(tiny: Experiment, tmp_path: pathlib.Path) -> None:
     """One without pooler and NSP, as `transformers` publishes many: what is missing starts anew."""
-    words = train.find_tokenizer(tiny)
+    words = planning.find_tokenizer(tiny)
     assert tiny.encoder is not None
     size = tiny.encoder
     huggingface.write(tmp_path, random_params(size, ("masked_lm",)), size, words, ())

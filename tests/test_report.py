@@ -119,9 +119,9 @@ def test_a_figure_has_a_line_for_each_kind_of_row(tmp_path: pathlib.Path, monkey
 
 
 def test_curves_are_named_by_the_rows_that_stand_on_them() -> None:
-    plan = study.chosen(study.load(str(REPOSITORY / "experiments" / "table5.py")))
+    plan = study.select(study.load(str(REPOSITORY / "experiments" / "table5.py")))
     for seeds, labels in ((1, ["BERT", "No NSP", "LTR & No NSP"]), (2, ["BERT, seed 0", "BERT, seed 1"])):
-        plan = study.chosen(plan, pretraining_seeds=seeds)
+        plan = study.select(plan, pretraining_seeds=seeds)
         cells = study.plan(plan, study.load_base(str(REPOSITORY / "experiments" / "laptop.py"), {}, {}), "work")
         assert list(report._pretrainings(results.collect(cells)))[: len(labels)] == labels
 

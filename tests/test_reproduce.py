@@ -49,7 +49,7 @@ def folder(tmp_path: pathlib.Path, tiny: Experiment, monkeypatch: pytest.MonkeyP
 
 
 def opened(folder: pathlib.Path, seeds: int = 0) -> tuple[Study, Base]:
-    plan = study.chosen(study.load(str(folder / "study.py")), seeds=seeds)
+    plan = study.select(study.load(str(folder / "study.py")), seeds=seeds)
     return plan, study.load_base(plan.base, {}, {})
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from bert_jax import collectives, config, preflight, sharding, train
+from bert_jax import collectives, config, planning, preflight, sharding, train
 from bert_jax.collectives import Collective
 from bert_jax.config import override
 from bert_jax.experiment import Experiment
@@ -46,7 +46,7 @@ def test_a_mesh_axis_used_twice_is_refused() -> None:
 
 
 def test_the_moments_lie_as_their_parameters(tiny: Experiment) -> None:
-    vocabulary = train.find_tokenizer(tiny)
+    vocabulary = planning.find_tokenizer(tiny)
     mesh = sharding.make_mesh(config.Mesh(data=2, fsdp=2, model=2))
     with jax.set_mesh(mesh):
         program = Program(tiny, vocabulary, 10, mesh)
@@ -61,7 +61,7 @@ def test_the_moments_lie_as_their_parameters(tiny: Experiment) -> None:
 def test_what_does_not_divide_is_said(tiny: Experiment) -> None:
     mesh = sharding.make_mesh(config.Mesh(data=2, fsdp=3), jax.devices()[:6])
     with pytest.raises(ValueError, match=r"16 cannot be split over mesh\.fsdp=3"):
-        Program(tiny, train.find_tokenizer(tiny), 10, mesh)
+        Program(tiny, planning.find_tokenizer(tiny), 10, mesh)
 
 
 def test_the_rest_of_the_devices_and_too_many() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bert_jax import checkpoint, config, experiment, study, train
+from bert_jax import checkpoint, config, experiment, planning, study
 from bert_jax.config import override, split_flags
 from bert_jax.study import Cell, Column, Row, Run, Study
 from tests.conftest import REPOSITORY
@@ -21,7 +21,7 @@ def planned(
     name: str, base: str = LAPTOP, rows: Any = (), columns: Any = (), tuning: Any = None, **more: Any
 ) -> list[Cell]:
     found = study.load(str(EXPERIMENTS / f"{name}.py"))
-    found = study.chosen(found, rows, columns, more.pop("seeds", 0), more.pop("pretraining_seeds", 0))
+    found = study.select(found, rows, columns, more.pop("seeds", 0), more.pop("pretraining_seeds", 0))
     return study.plan(found, study.load_base(base, {"task.corpus": "corpus", **more}, tuning or {}), "work")
 
 
@@ -128,7 +128,7 @@ def test_a_run_is_named_by_what_its_result_depends_on(changes: dict[str, Any], s
 
 
 def test_where_the_workdir_lies_does_not_count() -> None:
-    plan = study.chosen(study.load(str(EXPERIMENTS / "table5.py")))
+    plan = study.select(study.load(str(EXPERIMENTS / "table5.py")))
     here, there = (study.runs(study.plan(plan, study.load_base(LAPTOP, {}, {}), at)) for at in ("/here", "/else/there"))
     assert [run.name for run in here] == [run.name for run in there]
 
@@ -193,7 +193,7 @@ def test_figure_5_starts_at_checkpoints_that_are_kept() -> None:
 def test_a_row_costs_a_line() -> None:
     table8 = study.load(str(EXPERIMENTS / "table8.py"))
     more = dataclasses.replace(table8, rows=(*table8.rows, Row("mask rate 40%", {"task.masking.rate": 0.4})))
-    cells = study.plan(study.chosen(more), study.load_base(LAPTOP, {}, {}), "work")
+    cells = study.plan(study.select(more), study.load_base(LAPTOP, {}, {}), "work")
     run = only(cells, "mask rate 40%", "NER").after
     assert run.experiment.task.masking == config.Masking(rate=0.4)
 
@@ -219,7 +219,7 @@ def test_what_a_fine_tuning_is_made_of() -> None:
 
 def test_weights_that_are_there_stand_for_a_base(tiny: experiment.Experiment, tmp_path: pathlib.Path) -> None:
     weights = tmp_path / "weights"
-    experiment.record(train.resolve(override(tiny, {"encoder.layers": 4})), str(_made(weights)))
+    experiment.record(planning.resolve(override(tiny, {"encoder.layers": 4})), str(_made(weights)))
     checkpoint.write_params(str(weights), {"encoder": {}})
     cells = planned_from(weights)
     runs = study.runs(cells)
@@ -232,7 +232,7 @@ def test_weights_that_are_there_stand_for_a_base(tiny: experiment.Experiment, tm
 
 
 def planned_from(weights: pathlib.Path, name: str = "table7") -> list[Cell]:
-    found = study.chosen(study.load(str(EXPERIMENTS / f"{name}.py")))
+    found = study.select(study.load(str(EXPERIMENTS / f"{name}.py")))
     return study.plan(found, study.load_base(str(weights), {}, {}), "work")
 
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import bert_jax
-from bert_jax import checkpoint, config, convert, experiment, features, metrics, predict, sharding, train
+from bert_jax import checkpoint, config, convert, experiment, features, metrics, planning, predict, sharding, train
 from bert_jax.experiment import Experiment
 from bert_jax.features import Frozen
 from bert_jax.program import Program
@@ -241,7 +241,7 @@ def test_groups_of_lengths_change_neither_the_expected_gradient_nor_an_evaluatio
     plain = config.override(uneven, {"phases.0.lengths": 1})
     mesh = sharding.make_mesh(uneven.mesh)
     place, context = sharding.batch_sharding(mesh), Context(VOCABULARY, str(tmp_path))
-    (groups,), (same,) = (train.stretches(exp, context, place) for exp in (uneven, plain))
+    (groups,), (same,) = (planning.stretches(exp, context, place) for exp in (uneven, plain))
     assert (groups.stop, same.tokens) == (75, 75 * 8 * 32)
     assert groups.tokens < 0.7 * same.tokens
     with jax.set_mesh(mesh):
@@ -363,7 +363,7 @@ def base(tiny: Experiment, few_devices: None, tmp_path_factory: pytest.TempPathF
     source.mkdir()
     experiment.record(exp, str(source))
     VOCABULARY.save(source / "tokenizer")
-    checkpoint.write_params(str(source), {"encoder": train.frozen_encoder(dataclasses.replace(exp, seed=5)).params})
+    checkpoint.write_params(str(source), {"encoder": planning.frozen_encoder(dataclasses.replace(exp, seed=5)).params})
     return dataclasses.replace(exp, encoder=None, init_from=str(source))
 
 
@@ -387,9 +387,9 @@ def test_a_tagger_on_a_frozen_encoder_learns(whole: pathlib.Path) -> None:
 
 def test_the_examples_are_the_encoder_s_hidden_states_at_first_tokens(base: Experiment) -> None:
     """The last four layers of the whole model, window by window; sentences of ten words are two rows of five."""
-    exp = train.resolve(base)
+    exp = planning.resolve(base)
     folder = pathlib.Path(base.init_from).parent
-    frozen = train.frozen_encoder(exp)
+    frozen = planning.frozen_encoder(exp)
     context = Context(VOCABULARY, str(folder), cache_dir=str(folder / "cache"), frozen=frozen)
     words = exp.task.source("validation", 9, context)
     windows = Sentences(exp.task.read(str(folder / "dev.txt")), TASK.labels, 9, VOCABULARY, document=True, words=6)
@@ -422,7 +422,7 @@ def test_a_frozen_encoder_stays_and_is_not_in_the_optimizer(base: Experiment, wh
     assert jax.tree.structure(before) == jax.tree.structure(after["encoder"])
     jax.tree.map(np.testing.assert_array_equal, before, after["encoder"])
     assert set(checkpoint._read(str(whole), None)) == {"bilstm", "tagger"}
-    exp = train.resolve(base)
+    exp = planning.resolve(base)
     state = Program(exp, VOCABULARY, 60, sharding.make_mesh(exp.mesh)).abstract
     for tree in (state.params, state.optimizer.mu, state.optimizer.nu):
         assert set(tree) == {"bilstm", "tagger"}
@@ -483,7 +483,7 @@ def test_a_frozen_model_is_used_as_any_other(base: Experiment, whole: pathlib.Pa
 def test_a_frozen_workdir_is_a_start_for_others(base: Experiment, whole: pathlib.Path) -> None:
     fine = config.override(base, {"task.features": None, "task.bilstm": None, "init_from": str(whole)})
     state, said = train.initial_state(
-        train.resolve(fine), Program(train.resolve(fine), VOCABULARY, 1, sharding.make_mesh(fine.mesh)), None
+        planning.resolve(fine), Program(planning.resolve(fine), VOCABULARY, 1, sharding.make_mesh(fine.mesh)), None
     )
     assert said == f"starts from the weights of {whole}"
     jax.tree.map(
@@ -493,12 +493,12 @@ def test_a_frozen_workdir_is_a_start_for_others(base: Experiment, whole: pathlib
 
 def test_a_random_encoder_may_be_frozen_too(base: Experiment) -> None:
     """The control of a study: `random_init` takes the shape alone; a seed has its own."""
-    exp = train.resolve(dataclasses.replace(base, random_init=True))
-    one, again, other = (train.frozen_encoder(dataclasses.replace(exp, seed=seed)) for seed in (0, 0, 1))
+    exp = planning.resolve(dataclasses.replace(base, random_init=True))
+    one, again, other = (planning.frozen_encoder(dataclasses.replace(exp, seed=seed)) for seed in (0, 0, 1))
     assert isinstance(one, Frozen)
     assert one.fingerprint == again.fingerprint != other.fingerprint
-    assert train.frozen_encoder(train.resolve(base)).fingerprint != one.fingerprint
-    assert train.frozen_encoder(config.override(exp, {"task.features": None})) is None
+    assert planning.frozen_encoder(planning.resolve(base)).fingerprint != one.fingerprint
+    assert planning.frozen_encoder(config.override(exp, {"task.features": None})) is None
 
 
 def test_too_few_layers_are_said(base: Experiment, tmp_path: pathlib.Path) -> None:

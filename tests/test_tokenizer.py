@@ -18,7 +18,7 @@ import pytest
 from hypothesis import strategies as st
 from sentencepiece import sentencepiece_model_pb2
 
-from bert_jax import tokenizer
+from bert_jax import tokenizer, vocabularies
 from tests.conftest import REPOSITORY
 
 PUBLISHED = ("bert-base-uncased", "bert-base-cased", "bert-base-multilingual-cased", "bert-base-chinese")
@@ -417,30 +417,30 @@ PROSE = [topics.topics[name][:2000] for name in sorted(topics.topics)[:20]] + SE
 
 
 def test_trained_layout() -> None:
-    small = tokenizer.train_wordpiece(PROSE, 300)
+    small = vocabularies.train_wordpiece(PROSE, 300)
     assert small.special == (0, 1, 2, 3, 4)
     assert small.vocab_size == 300
-    large = tokenizer.train_wordpiece(PROSE, 1000)
+    large = vocabularies.train_wordpiece(PROSE, 1000)
     assert large.special == (0, 100, 101, 102, 103)
     assert large.pieces([1, 99]) == ["[unused0]", "[unused98]"]
     assert "the" in large.pieces(large.encode("the"))
     assert large.vocab_size == 1000
     assert large.unk not in large.encode(" ".join(SENTENCES))
-    assert tokenizer.train_wordpiece(SENTENCES, 1000).vocab_size < 1000  # the text has no more
+    assert vocabularies.train_wordpiece(SENTENCES, 1000).vocab_size < 1000  # the text has no more
 
 
 def test_trained_cased() -> None:
-    cased = tokenizer.train_wordpiece(PROSE, 1000, lower=False)
+    cased = vocabularies.train_wordpiece(PROSE, 1000, lower=False)
     assert cased.pieces(cased.encode("The Zoë"))[0] == "The"
     assert cased.unk not in cased.encode("naïve Zoë")
 
 
 def test_training_is_deterministic() -> None:
     """The same in another process, where hash maps have another order, and with the texts in another order."""
-    here = tokenizer.train_wordpiece(PROSE, 300).fingerprint
-    assert tokenizer.train_wordpiece(PROSE[::-1], 300).fingerprint == here
+    here = vocabularies.train_wordpiece(PROSE, 300).fingerprint
+    assert vocabularies.train_wordpiece(PROSE[::-1], 300).fingerprint == here
     program = "from bert_jax import tokenizer; from tests.test_tokenizer import PROSE; "
-    program += "print(tokenizer.train_wordpiece(PROSE, 300).fingerprint)"
+    program += "print(vocabularies.train_wordpiece(PROSE, 300).fingerprint)"
     for _ in range(2):
         ran = subprocess.run(
             [sys.executable, "-c", program], capture_output=True, text=True, cwd=REPOSITORY, check=True
@@ -450,29 +450,29 @@ def test_training_is_deterministic() -> None:
 
 def test_coverage() -> None:
     texts = ["a" * 100, "b" * 100, "中", "c"] * 3
-    everything = tokenizer.train_wordpiece(texts, 1000, coverage=1.0)
+    everything = vocabularies.train_wordpiece(texts, 1000, coverage=1.0)
     assert {"a", "b", "c", "中"} <= set(everything.pieces(range(everything.vocab_size)))
-    part = tokenizer.train_wordpiece(texts, 1000, coverage=0.99)
+    part = vocabularies.train_wordpiece(texts, 1000, coverage=0.99)
     assert not {"c", "中"} & set(part.pieces(range(part.vocab_size)))
 
 
 def test_bad_training() -> None:
     with pytest.raises(ValueError, match="no words to make a vocabulary of: the input is empty"):
-        tokenizer.train_wordpiece(["", " "], 1000)
+        vocabularies.train_wordpiece(["", " "], 1000)
     with pytest.raises(ValueError, match=r"a vocabulary of 30 has no room: 5 pieces .* Ask for (\d+) or more") as error:
-        tokenizer.train_wordpiece(PROSE, 30)
+        vocabularies.train_wordpiece(PROSE, 30)
     enough = int(str(error.value).split("Ask for ")[1].split()[0])
-    assert tokenizer.train_wordpiece(PROSE, enough).vocab_size == enough
+    assert vocabularies.train_wordpiece(PROSE, enough).vocab_size == enough
     with pytest.raises(ValueError, match=r"SentencePiece vocabulary of 10: .*smaller than required_chars"):
-        tokenizer.train_sentencepiece(PROSE, 10)
+        vocabularies.train_sentencepiece(PROSE, 10)
     with pytest.raises(ValueError, match=r"SentencePiece vocabulary of 99999: .*too high"):
-        tokenizer.train_sentencepiece(PROSE, 99999)
+        vocabularies.train_sentencepiece(PROSE, 99999)
     with pytest.raises(ValueError, match="the input is empty"):
-        tokenizer.train_sentencepiece([], 100)
+        vocabularies.train_sentencepiece([], 100)
     with pytest.raises(ValueError, match="kind must be unigram or bpe"):
-        tokenizer.train_sentencepiece(PROSE, 100, kind="word")
+        vocabularies.train_sentencepiece(PROSE, 100, kind="word")
     with pytest.raises(KeyError, match="mine"):
-        tokenizer.train_sentencepiece(failing(), 100)
+        vocabularies.train_sentencepiece(failing(), 100)
 
 
 def failing() -> Iterator[str]:
@@ -485,7 +485,7 @@ def failing() -> Iterator[str]:
 
 @pytest.fixture(scope="module", params=["unigram", "bpe"])
 def sentencepiece(request: pytest.FixtureRequest) -> tokenizer.SentencePiece:
-    return tokenizer.train_sentencepiece(PROSE, 300, kind=request.param)
+    return vocabularies.train_sentencepiece(PROSE, 300, kind=request.param)
 
 
 def test_sentencepiece_round_trip(sentencepiece: tokenizer.SentencePiece, tmp_path: pathlib.Path) -> None:
@@ -520,7 +520,7 @@ def test_sentencepiece_offsets(text: str) -> None:
 
 @functools.cache
 def trained() -> tokenizer.SentencePiece:
-    return tokenizer.train_sentencepiece(PROSE, 300)
+    return vocabularies.train_sentencepiece(PROSE, 300)
 
 
 def test_sentencepiece_offsets_by_hand() -> None:
@@ -532,7 +532,7 @@ def test_sentencepiece_offsets_by_hand() -> None:
 
 def test_raw_text_gives_no_special_ids() -> None:
     proto = sentencepiece_model_pb2.ModelProto()
-    proto.ParseFromString(tokenizer.train_sentencepiece(PROSE, 300, lower=False)._model)
+    proto.ParseFromString(vocabularies.train_sentencepiece(PROSE, 300, lower=False)._model)
     proto.pieces[4].type = proto.SentencePiece.USER_DEFINED  # such a piece is cut out of raw text by the library
     model = tokenizer.SentencePiece(proto.SerializeToString())
     assert model.mask == 4
@@ -554,7 +554,7 @@ def test_specials_that_a_model_lacks() -> None:
 def test_sentencepiece_casing() -> None:
     with pytest.raises(ValueError, match="folds case itself"):
         tokenizer.SentencePiece(trained()._model, lower=False)
-    cased = tokenizer.train_sentencepiece(PROSE, 300, lower=False)
+    cased = vocabularies.train_sentencepiece(PROSE, 300, lower=False)
     assert not cased.lower
     lowered = tokenizer.SentencePiece(cased._model, lower=True)
     assert lowered.encode("The FOX") == cased.encode("the fox") != cased.encode("The FOX")

@@ -13,7 +13,18 @@ import numpy as np
 import pytest
 
 import bert_jax
-from bert_jax import building, checkpoint, config, experiment, metrics, sharding, tokenizer, train
+from bert_jax import (
+    building,
+    checkpoint,
+    config,
+    experiment,
+    metrics,
+    planning,
+    sharding,
+    tokenizer,
+    train,
+    vocabularies,
+)
 from bert_jax.config import override
 from bert_jax.experiment import Experiment
 from bert_jax.program import Program, means
@@ -104,9 +115,9 @@ def losses_by_mesh(tiny: Experiment, corpus: str) -> dict[config.Mesh, list[floa
     for shape in MESHES:
         exp = dataclasses.replace(tiny, mesh=shape)
         mesh = sharding.make_mesh(shape, jax.devices()[: shape.data * shape.fsdp * shape.model])
-        vocabulary = train.find_tokenizer(exp)
+        vocabulary = planning.find_tokenizer(exp)
         context = train.Context(vocabulary)
-        plan = train.stretches(exp, context, sharding.batch_sharding(mesh))
+        plan = planning.stretches(exp, context, sharding.batch_sharding(mesh))
         with jax.set_mesh(mesh):
             program = Program(exp, vocabulary, plan[-1].stop, mesh)
             state, losses = program.init(), []
@@ -125,9 +136,9 @@ def test_the_mesh_does_not_change_the_run(losses_by_mesh: dict[config.Mesh, list
 
 def test_dropout_is_on_in_those_steps(tiny: Experiment, losses_by_mesh: dict[config.Mesh, list[float]]) -> None:
     exp = override(tiny, {"encoder.dropout": 0.0, "encoder.attention_dropout": 0.0})
-    vocabulary = train.find_tokenizer(exp)
+    vocabulary = planning.find_tokenizer(exp)
     mesh = sharding.make_mesh(config.Mesh(1))
-    plan = train.stretches(exp, train.Context(vocabulary), sharding.batch_sharding(mesh))
+    plan = planning.stretches(exp, train.Context(vocabulary), sharding.batch_sharding(mesh))
     with jax.set_mesh(mesh):
         program = Program(exp, vocabulary, plan[-1].stop, mesh)
         _, figures = program.step(program.init(), plan[0].batches[0], program.knobs)
@@ -136,9 +147,9 @@ def test_dropout_is_on_in_those_steps(tiny: Experiment, losses_by_mesh: dict[con
 
 def test_dropout_differs_from_step_to_step(tiny: Experiment) -> None:
     """The same batch and weights at step 0 and at step 1 drop other elements."""
-    vocabulary = train.find_tokenizer(tiny)
+    vocabulary = planning.find_tokenizer(tiny)
     mesh = sharding.make_mesh(config.Mesh(1))
-    batches = train.stretches(tiny, train.Context(vocabulary), sharding.batch_sharding(mesh))[0].batches
+    batches = planning.stretches(tiny, train.Context(vocabulary), sharding.batch_sharding(mesh))[0].batches
     losses = []
     with jax.set_mesh(mesh):
         program = Program(tiny, vocabulary, 10, mesh)
@@ -218,9 +229,9 @@ def test_clipping_by_shard_clips_each_part_by_itself(tiny: Experiment) -> None:
     """Two shards whose gradients are clipped to norm c and averaged: what the two halves give alone, averaged."""
     still = {"encoder.dropout": 0.0, "encoder.attention_dropout": 0.0, "optimizer.clip_norm": 0.01}
     exp = override(tiny, {**still, "optimizer.clip_shards": 2})
-    vocabulary = train.find_tokenizer(exp)
+    vocabulary = planning.find_tokenizer(exp)
     mesh = sharding.make_mesh(config.Mesh(1))
-    plan = train.stretches(exp, train.Context(vocabulary), sharding.batch_sharding(mesh))
+    plan = planning.stretches(exp, train.Context(vocabulary), sharding.batch_sharding(mesh))
     batch = plan[0].batches[0]
     key = jax.random.key(0)
     with jax.set_mesh(mesh):
@@ -243,9 +254,9 @@ def test_clipping_by_shard_clips_each_part_by_itself(tiny: Experiment) -> None:
 def test_accumulation_gives_the_gradient_of_the_whole_batch(tiny: Experiment, mesh: config.Mesh) -> None:
     """Though the parts predict unlike numbers of tokens, and one row counts for nothing."""
     exp = override(tiny, {"encoder.dropout": 0.0, "encoder.attention_dropout": 0.0})
-    vocabulary = train.find_tokenizer(exp)
+    vocabulary = planning.find_tokenizer(exp)
     placed = sharding.make_mesh(mesh, jax.devices()[: mesh.data])
-    batch = train.stretches(exp, train.Context(vocabulary), sharding.batch_sharding(placed))[0].batches[0]
+    batch = planning.stretches(exp, train.Context(vocabulary), sharding.batch_sharding(placed))[0].batches[0]
     batch = {**batch, "mask": batch["mask"].at[0, 5:].set(False), "weight": batch["weight"].at[1].set(0.0)}
 
     def gradients(parts: int) -> tuple:
@@ -266,12 +277,12 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(tiny: Experiment, me
 
 def test_the_encoder_comes_from_init_from_unless_named(tiny: Experiment, whole: pathlib.Path) -> None:
     exp = dataclasses.replace(tiny, encoder=None, init_from=str(whole))
-    assert train.resolve(exp).encoder == tiny.encoder
+    assert planning.resolve(exp).encoder == tiny.encoder
     other = override(tiny, {"encoder.layers": 3, "init_from": str(whole)})
     with pytest.raises(ValueError, match=r"differs from init_from.*layers: 2, and 3"):
-        train.resolve(other)
+        planning.resolve(other)
     with pytest.raises(ValueError, match="names no encoder"):
-        train.resolve(dataclasses.replace(tiny, encoder=None))
+        planning.resolve(dataclasses.replace(tiny, encoder=None))
 
 
 def test_a_change_of_an_encoder_that_is_not_named_is_one_of_the_source_s(
@@ -281,13 +292,13 @@ def test_a_change_of_an_encoder_that_is_not_named_is_one_of_the_source_s(
     changes = {"init_from": str(whole), "encoder.dtype": "bfloat16", "seed": "3"}
     assert tiny.encoder is not None
     wanted = dataclasses.replace(tiny.encoder, dtype="bfloat16")
-    found = train.configured(exp, changes, str(tmp_path))
+    found = planning.configured(exp, changes, str(tmp_path))
     assert (found.encoder, found.seed) == (wanted, 3)
-    assert train.resolve(found).encoder == wanted
+    assert planning.resolve(found).encoder == wanted
     # What makes another model of it is refused, and without a source there is nothing but the defaults to change.
     with pytest.raises(ValueError, match="layers: 2, and 3"):
-        train.resolve(train.configured(exp, {**changes, "encoder.layers": 3}))
-    assert train.configured(exp, {"encoder.layers": 3}).encoder == config.Encoder(layers=3)
+        planning.resolve(planning.configured(exp, {**changes, "encoder.layers": 3}))
+    assert planning.configured(exp, {"encoder.layers": 3}).encoder == config.Encoder(layers=3)
 
 
 def test_a_run_goes_on_without_its_source(tiny: Experiment, whole: pathlib.Path, tmp_path: pathlib.Path) -> None:
@@ -374,7 +385,7 @@ def test_a_sentencepiece_model_stands_in_for_the_vocabulary(tiny: Experiment, tm
     documents = [[" ".join(rng.choice(words, 8)) for _ in range(6)] for _ in range(30)]
     (tmp_path / "text.txt").write_text("\n\n".join("\n".join(document) for document in documents))
     sentences = (sentence for document in documents for sentence in document)
-    vocabulary = tokenizer.train_sentencepiece(sentences, 60, kind="unigram")
+    vocabulary = vocabularies.train_sentencepiece(sentences, 60, kind="unigram")
     vocabulary.save(tmp_path / "model")
     building.build([str(tmp_path / "text.txt")], tokenizer.load(tmp_path / "model"), tmp_path / "corpus", workers=1)
     changes = {

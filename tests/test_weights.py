@@ -15,7 +15,7 @@ import pytest
 import safetensors.numpy
 
 import bert_jax
-from bert_jax import config, encoder, heads, losses, pretrained, sharding, tokenizer
+from bert_jax import config, encoder, heads, losses, pretrained, sharding, tokenizer, vocabularies
 from bert_jax.weights import huggingface, names, tf1
 from tests.conftest import REPOSITORY
 
@@ -444,7 +444,7 @@ def test_a_head_that_reads_the_last_token_is_not_written(head: str, tmp_path: pa
 
 def test_a_sentencepiece_model_cannot_be_written(tmp_path: pathlib.Path) -> None:
     texts = (f"{a}{b} {b}{c}" for a in "abcd" for b in "efgh" for c in "ijkl")
-    other = tokenizer.train_sentencepiece(texts, 30, kind="bpe")
+    other = vocabularies.train_sentencepiece(texts, 30, kind="bpe")
     for room in (huggingface, tf1):
         with pytest.raises(ValueError, match="this model has a SentencePiece vocabulary"):
             room.write(tmp_path, {}, TINY, other, ())

@@ -117,6 +117,10 @@ class Task(abc.ABC):
         """The splits that are only predicted: their labels are hidden."""
         return ()
 
+    def files(self) -> tuple[str, ...]:
+        """The files of training and validation, as `tables.path_of` takes them; none where there are no such files."""
+        return ()
+
     @abc.abstractmethod
     def source(self, split: str, length: int, context: Context) -> Source:
         """The examples of "train" or of one of `validation()` and `tests()`, at most `length` tokens each."""

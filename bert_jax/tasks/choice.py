@@ -49,6 +49,9 @@ class Choose(Task):
     def tests(self) -> tuple[str, ...]:
         return ("test",) if self.test else ()
 
+    def files(self) -> tuple[str, ...]:
+        return (self.train, self.dev) if self.dev else (self.train,)
+
     def source(self, split: str, length: int, context: Context) -> Source:
         file = {"train": self.train, "validation": self.dev or self.train, "test": self.test}[split]
         rows = self.read(tables.path_of(file, context.data_dir), labelled=split != "test")

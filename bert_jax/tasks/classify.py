@@ -71,6 +71,9 @@ class Classify(Task):
     def tests(self) -> tuple[str, ...]:
         return tuple(map(tables.stem, self.test))
 
+    def files(self) -> tuple[str, ...]:
+        return (self.train, *self.dev)
+
     def source(self, split: str, length: int, context: Context) -> Source:
         files = {
             "train": self.train,

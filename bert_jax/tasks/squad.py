@@ -56,6 +56,9 @@ class Squad(Task):
     def tests(self) -> tuple[str, ...]:
         return ("test",) if self.test else ()
 
+    def files(self) -> tuple[str, ...]:
+        return (self.train, self.dev)
+
     def source(self, split: str, length: int, context: Context) -> Source:
         path = tables.path_of({"train": self.train, "validation": self.dev, "test": self.test}[split], context.data_dir)
         questions = list(read(path))

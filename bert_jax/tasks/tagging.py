@@ -74,6 +74,9 @@ class Tag(Task):
     def validation(self) -> tuple[str, ...]:
         return ("validation", *map(tables.stem, self.dev[1:]))
 
+    def files(self) -> tuple[str, ...]:
+        return (self.train, *self.dev)
+
     def source(self, split: str, length: int, context: Context) -> Source:
         files = {"train": self.train, **dict(zip(self.validation(), self.dev, strict=True))}
         documents = self.read(tables.path_of(files[split], context.data_dir))
