@@ -241,7 +241,7 @@ class Mesh:
 
 @dataclasses.dataclass(frozen=True)
 class Every:
-    """How often, in steps. 0 means only at the end."""
+    """How often, in steps. 0 means only at the end; otherwise there is also an evaluation before the first."""
 
     log: int = 100
     evaluate: int = 10_000

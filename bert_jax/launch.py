@@ -23,6 +23,8 @@ KINDS = {
 }
 
 GONE = ("SUSPENDED", "FAILED", "PREEMPTED", "NOT_FOUND")  # states after which a slice must be made anew
+STOPPED = "143"  # the exit status of a run that SIGTERM ended, its state saved
+TRIES = 5  # lost hosts end a run too, so one failure says little
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,8 +108,11 @@ def start(slice: Slice) -> list[str]:
     """Starts the run on all workers, unless it is running; the same command goes on where an earlier one stopped."""
     require(slice.command != "", "what shall run? --command='--config=... --workdir=gs://...'")
     corpus = " --config.task.corpus=$HOME/corpus" if slice.corpus else ""
-    run = f"nohup .venv/bin/python -m bert_jax --multihost {slice.command}{corpus} >>run.log 2>&1 & echo $! >run.pid"
-    return [on_workers(slice, f"cd ~/bert_jax && (kill -0 $(cat run.pid) 2>/dev/null || ({run}))")]
+    run = (
+        f"(trap '' HUP; .venv/bin/python -m bert_jax --multihost {slice.command}{corpus}; echo $? >run.status) "
+        ">>run.log 2>&1 </dev/null & echo $! >run.pid"
+    )
+    return [on_workers(slice, f"cd ~/bert_jax && (kill -0 $(cat run.pid) 2>/dev/null || (rm -f run.status; {run}))")]
 
 
 def logs(slice: Slice) -> list[str]:
@@ -117,7 +122,7 @@ def logs(slice: Slice) -> list[str]:
 
 def stop(slice: Slice) -> list[str]:
     """SIGTERM to the run on all workers: they write a checkpoint at a common step, and end."""
-    return [on_workers(slice, "kill -TERM $(cat ~/bert_jax/run.pid) 2>/dev/null || true")]
+    return [on_workers(slice, "pkill -TERM --parent $(cat ~/bert_jax/run.pid) || true")]
 
 
 def collect(slice: Slice) -> list[str]:
@@ -172,8 +177,12 @@ def supervise(
     """Keeps the run going until it is done: after a preemption the slice is made anew, filled and started again.
 
     The run itself resumes from its last checkpoint; it is done once worker 0's process has ended with success.
+
+    Raises:
+      RuntimeError: the run failed `TRIES` times on one slice; the slice is left as it is.
     """
     fresh = True  # what is on the workers is not known yet
+    failed = 0
     while True:
         found = read(state(slice)[0]) or "NOT_FOUND"
         if found in GONE:
@@ -182,9 +191,17 @@ def supervise(
         elif found == "ACTIVE":
             if fresh:
                 run([*install(slice), *copy_corpus(slice)])
-            ended = read(on_workers(slice, "tail -n 80 ~/bert_jax/run.log 2>/dev/null", worker="0"))
-            if not fresh and '"done": true' in ended:
-                return
+                failed = 0
+            else:
+                status = read(on_workers(slice, "cat ~/bert_jax/run.status 2>/dev/null", worker="0"))
+                if status == "0":
+                    return
+                failed += status not in ("", STOPPED)
+                if failed == TRIES:
+                    raise RuntimeError(
+                        f"the run ended with status {status}, the {failed}th failure on this slice, which is still "
+                        "there: read its log (logs, collect), then supervise or delete"
+                    )
             run(start(slice))
             fresh = False
         sleep(seconds)

@@ -344,7 +344,7 @@ class _Loop:
                 if step >= end:
                     continue
                 self.enter(phase)
-                if step == 0:
+                if step == 0 and self.every.evaluate:
                     self.evaluate(step, state)
                 numbers = range(step - stretch.start, end - stretch.start)
                 batches = data.ahead(self.batches(phase).__getitem__, numbers)

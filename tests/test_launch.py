@@ -1,8 +1,10 @@
 """The gcloud lines, as text; and a supervisor that lives through a preemption."""
 
 import pathlib
+import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 
@@ -34,11 +36,13 @@ def test_a_slice_is_asked_for_once() -> None:
 
 def test_the_run_starts_on_all_workers_unless_it_runs() -> None:
     (line,) = launch.start(SLICE)
-    assert line == (
-        "gcloud compute tpus tpu-vm ssh bert --zone=us-west4-a --worker=all --command="
-        "'cd ~/bert_jax && (kill -0 $(cat run.pid) 2>/dev/null || (nohup .venv/bin/python -m bert_jax --multihost "
-        "--config=e.py --workdir=gs://b/run --config.task.corpus=$HOME/corpus >>run.log 2>&1 & echo $! >run.pid))'"
-    )
+    where, _, command = line.partition(" --command=")
+    assert where == "gcloud compute tpus tpu-vm ssh bert --zone=us-west4-a --worker=all"
+    assert shlex.split(command) == [
+        "cd ~/bert_jax && (kill -0 $(cat run.pid) 2>/dev/null || (rm -f run.status; (trap '' HUP; .venv/bin/python "
+        "-m bert_jax --multihost --config=e.py --workdir=gs://b/run --config.task.corpus=$HOME/corpus; "
+        "echo $? >run.status) >>run.log 2>&1 </dev/null & echo $! >run.pid))"
+    ]
     with pytest.raises(ValueError, match="what shall run"):
         launch.start(launch.Slice("a", "z", "v5e:4x4"))
 
@@ -49,27 +53,40 @@ def test_every_line_is_shell(action: str) -> None:
         subprocess.run(["bash", "-n", "-c", line], check=True)
 
 
-def test_what_starts_is_started_once(tmp_path: pathlib.Path) -> None:
-    """The worker's half of `start`, run here: a second one finds the process and leaves it alone."""
+def test_what_starts_is_started_once_and_leaves_its_status(tmp_path: pathlib.Path) -> None:
+    """The worker's half of `start` and `stop`, run here: a second start finds the process and leaves it alone."""
     home = tmp_path / "bert_jax"
     (home / ".venv" / "bin").mkdir(parents=True)
     python = home / ".venv" / "bin" / "python"
-    python.write_text("#!/bin/bash\necho started\nsleep 30\n")
+    python.write_text("#!/bin/bash\ntrap 'exit 143' TERM\necho started\nsleep 30 & wait\n")
     python.chmod(0o755)
-    command = launch.start(SLICE)[0].partition("--command=")[2]
-    environment = {"HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
-    for _ in range(2):
-        subprocess.run(["bash", "-c", f"eval {command}"], env=environment, check=True)
-    try:
-        subprocess.run(["bash", "-c", "for i in {1..50}; do [ -s run.log ] && break; sleep 0.1; done"], cwd=home)
-        assert (home / "run.log").read_text() == "started\n"
-    finally:
-        subprocess.run(["bash", "-c", "kill $(cat run.pid)"], cwd=home)
+
+    def on_worker(action: Callable[[launch.Slice], list[str]]) -> None:
+        (line,) = action(SLICE)
+        environment = {"HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
+        command = line.partition("--command=")[2]
+        subprocess.run(["bash", "-c", f"eval {command}"], env=environment, check=True, timeout=10)
+
+    def wait_for(name: str) -> str:
+        subprocess.run(["bash", "-c", f"for i in {{1..100}}; do [ -s {name} ] && break; sleep 0.1; done"], cwd=home)
+        return (home / name).read_text()
+
+    on_worker(launch.start)
+    assert wait_for("run.log") == "started\n"
+    on_worker(launch.start)
+    assert not (home / "run.status").exists()
+    on_worker(launch.stop)
+    assert wait_for("run.status") == "143\n"
+    assert wait_for("run.log") == "started\n"
+    subprocess.run(["bash", "-c", "while kill -0 $(cat run.pid) 2>/dev/null; do sleep 0.1; done"], cwd=home, timeout=10)
+    on_worker(launch.start)
+    assert not (home / "run.status").exists()  # of the earlier run
+    on_worker(launch.stop)
 
 
 def supervised(*seen: tuple[str, str]) -> list[str]:
-    """The actions of a supervisor that sees these states, each with worker 0's log where it looks for it."""
-    states, logs = iter([state for state, _ in seen]), iter([log for state, log in seen if state == "ACTIVE"])
+    """The actions of a supervisor that sees these states, each with the run's exit status where it looks for it."""
+    left_to_see, end = iter(seen), ""
     did: list[str] = []
 
     def run(lines: list[str]) -> None:
@@ -81,21 +98,32 @@ def supervised(*seen: tuple[str, str]) -> list[str]:
             del left[:size]
 
     def read(line: str) -> str:
-        return next(states) if "queued-resources" in line else next(logs)
+        nonlocal end
+        if "queued-resources" in line:
+            state, end = next(left_to_see)
+            return state
+        assert did[-1] == "start"
+        assert "run.status" in line
+        return end
 
     launch.supervise(SLICE, run=run, read=read, sleep=lambda _: None)
     return did
 
 
 def test_a_preempted_slice_is_made_anew_and_filled() -> None:
-    first = [("NOT_FOUND", ""), ("WAITING_FOR_RESOURCES", ""), ("ACTIVE", ""), ("ACTIVE", "step 10")]
+    first = [("NOT_FOUND", ""), ("WAITING_FOR_RESOURCES", ""), ("ACTIVE", ""), ("ACTIVE", "143")]
     filled = ["delete", "create", "install", "corpus", "start"]
-    found = supervised(*first, ("SUSPENDED", ""), ("ACTIVE", ""), ("ACTIVE", '"done": true'))
+    found = supervised(*first, ("SUSPENDED", ""), ("ACTIVE", ""), ("ACTIVE", "0"))
     assert found == [*filled, "start", *filled]
 
 
-def test_the_log_of_an_earlier_run_ends_nothing() -> None:
-    assert supervised(("ACTIVE", '"done": true'), ("ACTIVE", '"done": true')) == ["install", "corpus", "start"]
+def test_the_status_of_an_earlier_run_ends_nothing() -> None:
+    assert supervised(("ACTIVE", "0"), ("ACTIVE", "0")) == ["install", "corpus", "start"]
+
+
+def test_a_run_that_fails_again_and_again_is_given_up() -> None:
+    with pytest.raises(RuntimeError, match="ended with status 1, the 5th failure"):
+        supervised(*[("ACTIVE", ""), ("ACTIVE", "1"), ("ACTIVE", "143")] * 5)
 
 
 def test_dry_run_prints_the_lines() -> None:

@@ -55,6 +55,9 @@ def main(argv: list[str]) -> int:
     except subprocess.CalledProcessError as error:
         print(f"error: this line failed with status {error.returncode}: {error.cmd}", file=sys.stderr)
         return 1
+    except RuntimeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     return 0
 
 
