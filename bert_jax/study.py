@@ -83,7 +83,7 @@ class Base:
     file: str  # or the directory of the weights
     experiment: Experiment
     changes: Mapping[str, Any]  # to the file's, of the command line
-    fine_tuning: Mapping[str, Mapping[str, Any]]  # what it asks of the columns' experiments; under "": of all
+    fine_tuning: Mapping[str, Mapping[str, Any]]  # what it asks of recipes; under "": of all
     tuning: Mapping[str, Any]  # the command line's, which go before all others
 
     @property
@@ -155,7 +155,7 @@ def load_base(path: str, changes: Mapping[str, Any], tuning: Mapping[str, Any]) 
     """The base in a file, or weights in a directory, with a command line's changes to it and to all fine-tunings.
 
     A file defines EXPERIMENT and, where its fine-tunings shall differ from the columns' recipes, FINE_TUNING: changes
-    by column, those of all under "".
+    by recipe ("squad" for a column that is made with squad.py), those of all under "".
 
     Raises:
       ValueError: where there is neither, or `changes` are asked of weights.
@@ -267,7 +267,7 @@ def _cell(
         changes = {
             **base.fine_tuning.get("", {}),
             **_made(column.changes, start),
-            **base.fine_tuning.get(column.name, {}),
+            **base.fine_tuning.get(pathlib.PurePath(column.experiment).stem, {}),
             **_made(row.fine_tuning, start),
             **base.tuning,
             "init_from": base.file if run is None else run.workdir,

@@ -23,6 +23,5 @@ EXPERIMENT = Experiment(
 
 FINE_TUNING = {
     "": {"optimizer.learning_rate": 1e-4, "every.evaluate": 0},
-    "NER": {"phases.0.length": 128},
-    "NER features": {"phases.0.length": 128},
+    "conll2003": {"phases.0.length": 128},
 }

@@ -51,6 +51,6 @@ FINE_TUNING = {
         "phases.0.steps": 400,
         "every.evaluate": 0,
     },
-    "SQuAD": {"phases.0.length": 128},
-    "NER": {"task.document": False},
+    "squad": {"phases.0.length": 128},
+    "conll2003": {"task.document": False},
 }

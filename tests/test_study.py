@@ -203,11 +203,12 @@ def test_what_a_fine_tuning_is_made_of() -> None:
     cells = planned("table8", columns=["NER", "NER features"])
     tuned, frozen = (only(cells, "80/10/10", name).experiment for name in ("NER", "NER features"))
     assert tuned.optimizer.learning_rate == 3e-4  # of the base's file, where conll2003.py has 5e-5
-    assert not tuned.task.document  # of the base's file, for this column
+    assert not tuned.task.document  # of the base's file, for this recipe
+    assert not frozen.task.document
     assert frozen.optimizer.learning_rate == 1e-3  # the column's own
     assert frozen.task.bilstm.width == 128  # as wide as the base
     given = study.load_base(LAPTOP, {}, {})
-    own = {name: {"optimizer.weight_decay": decay} for name, decay in (("", 0.3), ("NER features", 0.4))}
+    own = {name: {"optimizer.weight_decay": decay} for name, decay in (("", 0.3), ("conll2003", 0.4))}
     for fine_tuning, decay in (({}, 0.5), ({"": own[""]}, 0.5), (own, 0.4)):
         column = Column("NER features", str(EXPERIMENTS / "conll2003.py"), {"optimizer.weight_decay": 0.5})
         plan = Study("s", "", (Row("r"),), (column,))
