@@ -18,7 +18,7 @@ import matplotlib.pyplot as plt
 
 from bert_jax import chips, config, metrics, plots
 from bert_jax.results import SIGNIFICANT, Result
-from bert_jax.study import Base, Run, Study, runs
+from bert_jax.study import Base, Run, Study, commands, runs
 
 LEGEND = (
     "mean ± standard deviation over the runs; ≈: no difference from the first row that the seeds can tell (paired "
@@ -147,7 +147,7 @@ def markdown(study: Study, base: Base, results: Sequence[Result], data_dir: str 
         figures += [f"{took['mfu']:.1%}" if took.get("mfu") else "-", str(took.get("device", "-"))]
         lines.append(f"| {run.name} | {' | '.join(figures)} |")
     lines += ["", "## Each run by itself", ""]
-    lines += [f"    {run.command(data_dir)}" for run in everything]
+    lines += [f"    {line}" for line in commands(everything, data_dir)]
     return "\n".join(lines) + "\n"
 
 

@@ -25,7 +25,7 @@ from bert_jax.config import require
 from bert_jax.experiment import Experiment
 from bert_jax.program import Program
 from bert_jax.results import Result
-from bert_jax.study import Base, Cell, Run, Study, plan, runs
+from bert_jax.study import Base, Cell, Run, Study, commands, plan, runs
 from bert_jax.tasks.base import Context
 
 WAIT = 5.0  # seconds between two looks at what others do
@@ -244,8 +244,8 @@ def show(found: Sequence[Estimate], basis: str, console: rich.console.Console, d
     rest = f", and {unknown} runs that cannot be predicted" if unknown else ""
     console.print(f"\n{len(found)} runs, {len(left)} left: about {_clock(total)} of steps{rest}. Predicted by {basis}.")
     console.print("\nEach by itself:")
-    for one in found:
-        console.print(f"    {one.run.command(data_dir)}", soft_wrap=True, markup=False, highlight=False)
+    for line in commands([one.run for one in found], data_dir):
+        console.print(f"    {line}", soft_wrap=True, markup=False, highlight=False)
 
 
 def _clock(seconds: float) -> str:

@@ -126,6 +126,25 @@ class Run:
         )
 
 
+def commands(runs: Sequence[Run], data_dir: str = "") -> list[str]:
+    """The command lines that make these runs by themselves; runs that differ in their seed alone are a shell's loop."""
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(str(pathlib.PurePath(run.workdir).parent), []).append(run)
+    lines = []
+    for group in groups.values():
+        each = {run.experiment.seed: run.command(data_dir) for run in group}
+        looped = {
+            line.replace(f" --config.seed={seed} ", " --config.seed=$seed ").removesuffix(f"/seed={seed}")
+            + "/seed=$seed"
+            for seed, line in each.items()
+        }
+        seeds = " ".join(map(str, each))
+        one = len(each) > 1 and len(looped) == 1
+        lines += [f"for seed in {seeds}; do {looped.pop()}; done"] if one else each.values()
+    return lines
+
+
 class Cell(NamedTuple):
     """A row and a column, and their runs by (seed of the pre-training, seed of the fine-tuning)."""
 

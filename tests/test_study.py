@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 import shlex
+import subprocess
 from typing import Any
 
 import pytest
@@ -72,6 +73,19 @@ def test_every_run_is_a_command_of_its_own(file: pathlib.Path) -> None:
             assert flags["data_dir"] == f"data/{run.folder}"
         assert config.to_dict(override(experiment.load(flags["config"]), changes)) == config.to_dict(run.experiment)
         assert flags["workdir"] == run.workdir
+
+
+@pytest.mark.parametrize("workdir", ["work", "two words"])
+def test_seeds_are_a_loop_of_the_shell(workdir: str) -> None:
+    cells = study.plan(
+        study.select(study.load(str(EXPERIMENTS / "figure5.py"))), study.load_base(LAPTOP, {}, {}), workdir
+    )
+    found = study.runs(cells)
+    lines = study.commands(found, "data")
+    assert (len(lines) < len(found) / 2) == (" " not in workdir)  # a quoted $seed would stay one
+    script = "\n".join(["python() { printf '%s\\n' \"python $*\"; }", *lines])
+    said = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True).stdout
+    assert said.splitlines() == [" ".join(shlex.split(run.command("data"))) for run in found]
 
 
 def test_rows_and_studies_share_what_is_the_same() -> None:
