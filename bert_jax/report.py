@@ -18,11 +18,12 @@ import matplotlib.pyplot as plt
 
 from bert_jax import chips, config, metrics, plots
 from bert_jax.results import SIGNIFICANT, Result
-from bert_jax.study import Base, Run, Study, commands, runs
+from bert_jax.study import Base, Run, Study, commands, runs, spelled
 
 LEGEND = (
-    "mean ± standard deviation over the runs; ≈: no difference from the first row that the seeds can tell (paired "
-    f"t-test, p ≥ {SIGNIFICANT:g}), *: one that they can, ?: too few seeds to say; in brackets the paper's figure."
+    "mean ± standard deviation over the runs; ≈: no difference from the first row (of a figure: from its first line) "
+    f"that the seeds can tell (paired t-test, p ≥ {SIGNIFICANT:g}), *: one that they can, ?: too few seeds to say; in "
+    "brackets the paper's figure."
 )
 
 
@@ -54,6 +55,7 @@ def to_dict(study: Study, base: Base, results: Sequence[Result], data_dir: str =
         "title": study.title,
         "base": base.file,
         "base_changes": {name: config.to_dict(value) for name, value in base.changes.items()},
+        "tuning": {name: config.to_dict(value) for name, value in base.tuning.items()},
         "seeds": study.seeds,
         "pretraining_seeds": study.pretraining_seeds,
         "cells": [
@@ -129,7 +131,7 @@ def _digits(one: Result) -> int:
 def markdown(study: Study, base: Base, results: Sequence[Result], data_dir: str = "") -> str:
     """The table with its legend, what the runs cost, and the command of each."""
     columns = [column.name for column in study.columns]
-    lines = [f"# {study.title}", "", f"Base: {base.file}. {_counts(study)}", ""]
+    lines = [f"# {study.title}", "", _made(study, base), ""]
     lines += [f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
     for name, cells in _rows(results):
         lines.append(f"| {name} | {' | '.join(text(one) for one in cells)} |")
@@ -151,8 +153,18 @@ def markdown(study: Study, base: Base, results: Sequence[Result], data_dir: str 
     return "\n".join(lines) + "\n"
 
 
-def _counts(study: Study) -> str:
-    return f"Seeds: {study.pretraining_seeds} of pre-training, {study.seeds} of fine-tuning."
+def _made(study: Study, base: Base) -> str:
+    """What the runs begin with, and how many seeds stand behind what the table says."""
+    given = [
+        f"{kind} with {', '.join(f'{name}={spelled(value)}' for name, value in changes.items())}"
+        for kind, changes in (("pre-trained", base.changes), ("fine-tuned", base.tuning))
+        if changes
+    ]
+    lone = " The tests are over the latter, and speak of these very pre-trainings." * (study.pretraining_seeds == 1)
+    return (
+        f"Base: {'; '.join([base.file, *given])}. "
+        f"Seeds: {study.pretraining_seeds} of pre-training, {study.seeds} of fine-tuning.{lone}"
+    )
 
 
 def _rows(results: Sequence[Result]) -> Iterator[tuple[str, list[Result]]]:
@@ -283,7 +295,7 @@ def page(
     title = html.escape(study.title)
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>'
-        f"<h1>{title}</h1><p>Base: {html.escape(base.file)}. {_counts(study)} Written "
+        f"<h1>{title}</h1><p>{html.escape(_made(study, base))} Written "
         f"{time.strftime('%Y-%m-%d %H:%M')}.</p><table><tr>{head}</tr>{body}</table><p>{html.escape(LEGEND)}</p>"
         f"{images}<h2>Pre-trainings</h2>{before or '<p>None: the base is weights that were there.</p>'}</html>\n"
     )

@@ -1,4 +1,6 @@
-"""What the runs of a study say: means, spreads, and which differences from the first row are more than noise."""
+"""What the runs of a study say: means, spreads, and which differences from the first row are more than noise.
+
+Of a figure's points, the first row is the first that is as far into its pre-training: the other line's point."""
 
 from __future__ import annotations
 
@@ -70,7 +72,7 @@ class Result:
 
 def collect(cells: Sequence[Cell]) -> list[Result]:
     """The results that are there, in the order of `cells`."""
-    first: dict[str, dict[tuple[int, int], float]] = {}
+    first: dict[tuple[str, float], dict[tuple[int, int], float]] = {}
     found = []
     for cell in cells:
         values, collapsed = {}, []
@@ -81,9 +83,9 @@ def collect(cells: Sequence[Cell]) -> list[Result]:
                 values[seeds] = value * cell.column.scale
                 if result and result.get("constant"):
                     collapsed.append(seeds)
-        is_first = cell.column.name not in first
-        first.setdefault(cell.column.name, values)
-        against = None if is_first else compare(values, first[cell.column.name])
+        place = cell.column.name, cell.row.at
+        against = compare(values, first[place]) if place in first else None
+        first.setdefault(place, values)
         found.append(Result(cell, values, tuple(collapsed), against))
     return found
 

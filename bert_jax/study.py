@@ -131,7 +131,7 @@ def commands(runs: Sequence[Run], data_dir: str = "") -> list[str]:
     groups: dict[str, list[Run]] = {}
     for run in runs:
         groups.setdefault(str(pathlib.PurePath(run.workdir).parent), []).append(run)
-    lines = []
+    lines: list[str] = []
     for group in groups.values():
         each = {run.experiment.seed: run.command(data_dir) for run in group}
         looped = {

@@ -35,7 +35,7 @@ SEEDS = flags.DEFINE_integer("seeds", None, "Seeds of each fine-tuning; default:
 PRETRAINING_SEEDS = flags.DEFINE_integer(
     "pretraining_seeds", None, "Seeds of each pre-training; default: the study's.", lower_bound=1
 )
-ROWS = flags.DEFINE_list("rows", [], "Only these rows, by name.")
+ROWS = flags.DEFINE_list("rows", [], "Only these rows, by name; quotes hold a name with a comma: '\"L/2, A/4\",L/4'.")
 COLUMNS = flags.DEFINE_list("columns", [], "Only these columns, by name, with those that are not the paper's.")
 TOGETHER = flags.DEFINE_integer("together", 1, "How many seeds of a fine-tuning share a program.", lower_bound=1)
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "List the runs with FLOPs, predicted time and what is there; run none.")

@@ -52,7 +52,7 @@ def written(tmp_path: pathlib.Path) -> pathlib.Path:
     rows = {cell.row.name: cell.row for cell in found}
     found = [Cell(cell.row, columns[cell.column.name], cell.runs) for cell in found]
     plan = Study("s", "A study", tuple(Row(name) for name in rows), tuple(columns.values()), seeds=2)
-    base = Base("base.py", found[0].runs[0, 0].experiment, {"task.corpus": "c"}, {}, {})
+    base = Base("base.py", found[0].runs[0, 0].experiment, {"task.corpus": "c"}, {}, {"phases.0.steps": 7})
     report.write(plan, base, results.collect(found), tmp_path / "out", "data")
     return tmp_path / "out"
 
@@ -60,6 +60,10 @@ def written(tmp_path: pathlib.Path) -> pathlib.Path:
 def test_the_table_in_markdown(written: pathlib.Path) -> None:
     text = (written / "table.md").read_text()
     lines = text.splitlines()
+    made = (
+        "Base: base.py; pre-trained with task.corpus=c; fine-tuned with phases.0.steps=7. Seeds: 1 of pre-training, 2"
+    )
+    assert any(line.startswith(made) for line in lines)
     assert "| | one | two |" in lines
     assert "| a <b> | 82.5 ± 2.1 [84.4] | 55.0 ± 7.1 [84.4] |" in lines
     assert re.search(r"\| c & d \| 73\.0 ± 2\.8 [*≈] \[84\.4\] \| 40\.0 \? \(1 of 2\) \[84\.4\] \|", text)
@@ -116,6 +120,9 @@ def test_a_figure_has_a_line_for_each_kind_of_row(tmp_path: pathlib.Path, monkey
     assert [text.get_text() for text in panel.get_legend().get_texts()] == ["a", "b"]
     assert [list(one.lines[0].get_xdata()) for one in panel.containers] == [[0.5, 1.0]] * 2
     assert [list(one.lines[0].get_ydata()) for one in panel.containers] == [[50.0, 100.0]] * 2
+    tests = [one.against for one in results.collect(placed)]
+    assert tests[:2] == [None, None], "points of the first line"
+    assert [test.difference for test in tests[2:]] == [0.0, 0.0], "each against the one above or below it"
 
 
 def test_curves_are_named_by_the_rows_that_stand_on_them() -> None:
