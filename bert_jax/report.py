@@ -202,6 +202,9 @@ def draw(study: Study, results: Sequence[Result], output: pathlib.Path) -> None:
         for panel in (ours, theirs):
             if panel is not None:
                 panel.grid(alpha=0.3, axis="y")
+        if theirs is not None and not any(one.paper is not None for one in cells):
+            theirs.set_yticks([])
+            theirs.text(0.5, 0.5, "not in the paper", transform=theirs.transAxes, ha="center", color="tab:grey")
         if place == 0:
             ours.set_ylabel("ours")
             if theirs is not None:

@@ -136,3 +136,14 @@ def test_curves_are_named_by_the_rows_that_stand_on_them() -> None:
 def test_the_legend_names_all_marks() -> None:
     assert all(mark in report.LEGEND for mark in "≈*?")
     assert study.load(str(REPOSITORY / "experiments" / "table5.py")).title
+
+
+def test_a_column_that_the_paper_has_not_says_so(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    known, ours = cells(tmp_path, {("row", "one"): [{"score": 0.8}], ("row", "two"): [{"score": 0.7, "f1": 0.6}]})
+    row = Row("row", paper={"one": 84.4})
+    plan = Study("s", "A study", (row,), (known.column, ours.column), seeds=1)
+    drawn = {}
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda self, *a, **k: drawn.update(figure=self))
+    report.draw(plan, results.collect([Cell(row, one.column, one.runs) for one in (known, ours)]), tmp_path / "f.png")
+    said = [[text.get_text() for text in panel.texts] for panel in drawn["figure"].axes]
+    assert said == [[], [], [], ["not in the paper"]]
