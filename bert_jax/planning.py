@@ -42,11 +42,6 @@ class Stretch(NamedTuple):
         """How many tokens its batches have in all, padding included."""
         return self.phase.batch_size * sum(length * count for length, count in self.lengths.items())
 
-    @property
-    def tokens_per_step(self) -> int:
-        """The most that a batch has."""
-        return self.phase.batch_size * self.phase.length
-
 
 def batch_lengths(phase: config.Phase, steps: int, batches: data.Batches) -> collections.Counter[int]:
     """How many of a phase's batches have each length. `batches` are asked where they are grouped by length alone."""

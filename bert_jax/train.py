@@ -369,8 +369,8 @@ class _Loop:
 
     def count(self, batch: Batch, stretch: planning.Stretch) -> None:
         """Adds up what a step works on."""
-        length = batch["tokens"].shape[-1] if "tokens" in batch else stretch.phase.length
-        self.tokens += batch["tokens"].size if "tokens" in batch else stretch.tokens_per_step * len(self.lanes)
+        read = batch["tokens"] if "tokens" in batch else batch["predicted"]  # of a frozen encoder, words
+        self.tokens, length = self.tokens + read.size, read.shape[-1]
         if self.peak:
             params, rows = self.program.abstract.params, stretch.phase.batch_size
             self.flops += len(self.lanes) * step_flops(self.exp, params, length, rows)

@@ -28,5 +28,5 @@ EXPERIMENT = dataclasses.replace(
         bilstm=config.BiLSTM(),
     ),
     optimizer=config.Optimizer(learning_rate=1e-3, warmup=0.1),
-    phases=(config.Phase(length=512, batch_size=32, epochs=10),),
+    phases=(config.Phase(length=512, batch_size=32, epochs=10, lengths=4),),
 )

@@ -19,7 +19,6 @@ def features(layers: str):
             "optimizer.learning_rate": 1e-3,
             "phases.0.steps": 0,
             "phases.0.epochs": 10,
-            "phases.0.lengths": 1,
         }
 
     return changes

@@ -385,6 +385,27 @@ def test_a_tagger_on_a_frozen_encoder_learns(whole: pathlib.Path) -> None:
     assert json.loads((whole / "result.json").read_text())["f1"] > 0.8
 
 
+def test_features_go_in_groups_of_lengths(base: Experiment, whole: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """Short sentences take short batches; what is learned of them is as good, and what is said of each is the same."""
+    longer = {"phases.0.length": 32, "task.features.words": 20, "phases.0.lengths": 3}
+    exp = planning.resolve(config.override(base, longer))
+    documents = [[Sentence(tuple("abcdef"[(n + k) % 6] for k in range(n)), ("O",) * n)] for n in range(1, 21)]
+    windows = exp.task.sentences(documents, 32, VOCABULARY)
+    mesh = sharding.make_mesh(exp.mesh)
+    source, place = exp.task.words(windows, planning.frozen_encoder(exp)), sharding.batch_sharding(mesh)
+    program = Program(exp, VOCABULARY, 60, mesh)
+    params = {name: checkpoint.read_params(str(whole))[name] for name in ("bilstm", "tagger")}
+    said, shapes = [], []
+    for lengths in (1, 3):
+        phase = dataclasses.replace(exp.phases[0], lengths=lengths)
+        batches = planning.batches_of(source, exp, phase, place, shuffle=False)
+        shapes.append({batches[n]["features"].shape[1] for n in range(len(batches))})
+        said.append(source.tags(program.evaluate(params, batches)[1]["tags"]))
+    assert shapes == [{20}, {16, 20}]
+    assert said[0] == said[1]
+    assert start(exp, tmp_path / "grouped")["f1"] > 0.8
+
+
 def test_the_examples_are_the_encoder_s_hidden_states_at_first_tokens(base: Experiment) -> None:
     """The last four layers of the whole model, window by window; sentences of ten words are two rows of five."""
     exp = planning.resolve(base)

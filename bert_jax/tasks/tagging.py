@@ -97,7 +97,7 @@ class Tag(Task):
         vectors = features.vectors(
             frozen, sentences.arrays, layers, dtype=self.features.dtype, cache_dir=cache_dir, quiet=quiet
         )
-        return Words(sentences, vectors, self.features.words)
+        return Words(sentences, vectors, min(sentences.arrays["tokens"].shape[1], self.features.words))
 
     def read(self, path: str) -> list[list[Sentence]]:
         """The documents of a file, each a list of sentences; all of one document, where `document` asks for no marks.
@@ -131,7 +131,7 @@ class Tag(Task):
         return documents
 
     def spec(self, batch_size: int, length: int, encoder: config.Encoder) -> dict[str, jax.ShapeDtypeStruct]:
-        row = (batch_size, self.features.words if self.features else length)
+        row = (batch_size, min(length, self.features.words) if self.features else length)
         more = {"tags": (row, jnp.int32), "predicted": (row, jnp.bool_)}
         if self.features is None:
             return inputs(*row, **more)
@@ -258,9 +258,9 @@ class Words:
         """`layers` hold each [words, D], in order; `width` is W."""
         self.windows, self.layers = windows, layers
         self.sentences = windows.sentences
-        counts = windows.arrays["predicted"].sum(axis=1)
-        self.ends = np.cumsum(counts)
-        predicted = np.arange(width)[None] < counts[:, None]
+        self.sizes = self.terms = windows.arrays["predicted"].sum(axis=1)
+        self.ends = np.cumsum(self.sizes)
+        predicted = np.arange(width)[None] < self.sizes[:, None]
         tags = np.zeros(predicted.shape, np.int32)
         tags[predicted] = windows.arrays["tags"][windows.arrays["predicted"]]
         self.arrays = {"tags": tags, "predicted": predicted}
@@ -279,8 +279,8 @@ class Words:
         return {**found, "features": vectors}
 
     def tags(self, classes: np.ndarray) -> list[list[str]]:
-        """As those of `Sentences`, from the classes [N, W]."""
-        return self.windows.spelled(classes[self.arrays["predicted"]])
+        """As those of `Sentences`, from the classes [N, up to W]."""
+        return self.windows.spelled(classes[self.arrays["predicted"][:, : classes.shape[1]]])
 
 
 def _windows(
