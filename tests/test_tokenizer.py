@@ -439,7 +439,7 @@ def test_training_is_deterministic() -> None:
     """The same in another process, where hash maps have another order, and with the texts in another order."""
     here = vocabularies.train_wordpiece(PROSE, 300).fingerprint
     assert vocabularies.train_wordpiece(PROSE[::-1], 300).fingerprint == here
-    program = "from bert_jax import tokenizer; from tests.test_tokenizer import PROSE; "
+    program = "from bert_jax import vocabularies; from tests.test_tokenizer import PROSE; "
     program += "print(vocabularies.train_wordpiece(PROSE, 300).fingerprint)"
     for _ in range(2):
         ran = subprocess.run(
