@@ -1,6 +1,7 @@
 """What the runs of a study say: means, spreads, and which differences from the first row are more than noise.
 
-Of a figure's points, the first row is the first that is as far into its pre-training: the other line's point."""
+Of a figure's points, the first row is the first that is as far into its pre-training: the other line's point.
+"""
 
 from __future__ import annotations
 

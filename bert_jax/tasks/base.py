@@ -42,7 +42,7 @@ class Measured(Source, Protocol):
 
     @property
     def sizes(self) -> np.ndarray:
-        """How many tokens each example has, int [N]."""
+        """How many places each example takes, int [N]: tokens, or words of a frozen encoder's features."""
         ...
 
     @property

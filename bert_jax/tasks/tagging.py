@@ -251,7 +251,8 @@ class Sentences(Arrays):
 class Words:
     """The words that windows are for, a row a window, by S layers' vectors of a frozen encoder.
 
-    features [N, W, S, D], as the layers are kept; predicted [N, W], True where there is a word; tags [N, W].
+    features [N, W, S, D], as the layers are kept; predicted [N, W], True where there is a word; tags [N, W]. A row's
+    size, and how many terms its loss is a mean over, is its number of words.
     """
 
     def __init__(self, windows: Sentences, layers: Sequence[np.ndarray], width: int) -> None:
