@@ -65,12 +65,15 @@ def reproduce(
     home = pathlib.Path(workdir) / study.name
     failed: set[str] = set()
     waiting = ""
+    written: list[Run] | None = None  # what was left when the table was written last
     while True:
-        found = results.collect(cells)
-        report.write(study, base, found, home, data_dir)
         failed |= {run.workdir for run in everything if run.after is not None and run.after.workdir in failed}
         left = [run for run in everything if not run.result() and run.workdir not in failed]
-        console.print(f"{len(everything) - len(left)} of {len(everything)} runs are done: {home / 'report.html'}")
+        if left != written:
+            found, written = results.collect(cells), left
+            report.write(study, base, found, home, data_dir)
+            done = f"{len(everything) - len(left)} of {len(everything)} runs are done"
+            console.print(f"{done}: {home / 'report.html'}", markup=False)
         if not left:
             return found
         ran = False

@@ -111,6 +111,8 @@ def test_a_run_that_another_machine_works_on_is_waited_for(
 ) -> None:
     monkeypatch.setattr(reproduce, "WAIT", 0.01)
     monkeypatch.setattr(train, "run_together", one_by_one(_pretend))
+    tables: list[object] = []
+    monkeypatch.setattr(reproduce.report, "write", lambda *given: tables.append(given))
     cells = study.plan(*opened(folder), str(folder / "work"))
     first = study.runs(cells)[0]
     claim = pathlib.Path(f"{first.workdir}.claim")
@@ -122,8 +124,9 @@ def test_a_run_that_another_machine_works_on_is_waited_for(
         if sum(run.result() is not None for run in study.runs(cells)) == 3:  # the other row, which needs nothing of it
             break
         time.sleep(0.01)
-    time.sleep(0.05)
+    time.sleep(0.2)
     assert first.result() is None
+    assert len(tables) <= 1 + 3, "at the start and after each run, and not while it waits"
     assert worker.is_alive()
     _pretend(first.experiment, first.workdir)  # the other machine comes to its end
     claim.unlink()
@@ -141,7 +144,9 @@ def _pretend(exp: Experiment, workdir: str, **_: object) -> dict:
     """A run that takes no time."""
     pathlib.Path(workdir).mkdir(parents=True, exist_ok=True)
     result = {"score": 0.5 + 0.1 * exp.seed, "mlm_perplexity": 9.0, "step": 2, "tokens": 3}
-    (pathlib.Path(workdir) / "result.json").write_text(json.dumps(result))
+    written = pathlib.Path(workdir) / "result.json.new"
+    written.write_text(json.dumps(result))
+    written.replace(written.with_suffix(""))  # at once, as a run does it: others look for it meanwhile
     return result
 
 
