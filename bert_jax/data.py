@@ -11,14 +11,11 @@ import numpy as np
 from grain.experimental import index_shuffle
 from jax.sharding import NamedSharding
 
+from bert_jax import hosts
 from bert_jax.config import require
 from bert_jax.tasks.base import Measured, Source
 
 T = TypeVar("T")
-
-# Seconds that a host of several waits for its data. The others cannot go on without it, and idle chips cost more than
-# a restart from a checkpoint.
-PATIENCE = 60.0
 
 
 def shuffled(size: int, seed: int, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -220,17 +217,16 @@ def static_lengths(sizes: np.ndarray, count: int, multiple: int = 8) -> list[int
 def ahead(get: Callable[[int], T], numbers: range, depth: int = 3) -> Iterator[T]:
     """`get(n)` for each of `numbers`, in order, computed up to `depth` items ahead by a thread.
 
-    Raises:
-      TimeoutError: where one takes longer than `PATIENCE` while other hosts wait for this one.
+    Where other hosts wait for this one, it has `hosts.PATIENCE` for each (see `hosts.due`).
     """
-    patience = PATIENCE if jax.process_count() > 1 else None
     pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="data")
-    pending: list[concurrent.futures.Future[Any]] = []
+    pending: list[concurrent.futures.Future[T]] = []
 
-    def oldest() -> Any:
-        if not concurrent.futures.wait(pending[:1], patience).done:
-            raise TimeoutError(f"no data for {PATIENCE:.0f} seconds: does this host's disk or bucket hang?")
-        return pending.pop(0).result()
+    def oldest() -> T:
+        hosts.due(hosts.PATIENCE, "no data: does this host's disk or bucket hang?")
+        item = pending.pop(0).result()
+        hosts.due(hosts.COMPILING, "a batch is not done with: a chip hangs, or another host")
+        return item
 
     try:
         for n in numbers:
@@ -240,4 +236,5 @@ def ahead(get: Callable[[int], T], numbers: range, depth: int = 3) -> Iterator[T
         while pending:
             yield oldest()
     finally:
-        pool.shutdown(wait=patience is None, cancel_futures=True)
+        hosts.due(None)
+        pool.shutdown(wait=jax.process_count() == 1, cancel_futures=True)  # others do not wait for a thread that hangs

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import math
 import os
 import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -20,6 +22,11 @@ from jax.experimental import multihost_utils
 # After so many seconds without a sign of life a host counts as lost. JAX's 100 would keep a pod idle for longer than
 # most restarts take; a busy host's heartbeats come from a thread of their own, late by a few seconds at worst.
 HEARTBEAT = 30
+
+# After so many seconds at one thing a main thread hangs, and all hosts with it, while heartbeats go on. Idle chips
+# cost more than a restart from a checkpoint. What compiles, or waits for a host that does, may take longer.
+PATIENCE = 60.0
+COMPILING = 600.0
 
 # How errors of a runtime begin that lost touch with another host's.
 _BROKEN = re.compile("(UNKNOWN|UNAVAILABLE|ABORTED|INTERNAL|CANCELLED|DEADLINE_EXCEEDED): ")
@@ -45,17 +52,39 @@ class _LastWords:
             self._pipe.flush()
 
 
+class _Alarm:
+    """Ends this process where its main thread is not back in time, from a thread of its own."""
+
+    def __init__(self) -> None:
+        self._due, self._said = math.inf, ""
+        threading.Thread(target=self._watch, daemon=True, name="alarm").start()
+
+    def set(self, seconds: float, said: str) -> None:
+        self._due, self._said = math.inf, f"for {seconds:.0f} seconds {said}"
+        self._due = time.monotonic() + seconds
+
+    def _watch(self) -> None:
+        while time.monotonic() < self._due:
+            time.sleep(0.5)
+        print(f"error: {self._said}; this host is at", file=sys.stderr)
+        traceback.print_stack(sys._current_frames()[threading.main_thread().ident or 0])
+        sys.stderr.flush()
+        os._exit(1)  # and the last words
+
+
 _last_words: list[_LastWords] = []  # of this process, once it has joined others
+_alarms: list[_Alarm] = []  # likewise
 
 
 def join(coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> None:
     """Makes this process one of several, as `jax.distributed.initialize` does. None: the platform knows.
 
-    From then on the loss of a host ends the others within a minute: with JAX's own lines, which say what host it was,
-    and a last line on how to go on (`if_lost`).
+    From then on a host that is lost, or hangs (`due`), ends the others within a minute or two: with JAX's own lines,
+    which say what host it was, or with ours, and a last line on how to go on (`if_lost`).
     """
     jax.distributed.initialize(coordinator, processes, process, heartbeat_timeout_seconds=HEARTBEAT)
     _last_words.append(_LastWords())
+    _alarms.append(_Alarm())
     if_lost("the same command on all hosts begins anew")
     sys.excepthook = lambda *error: (traceback.print_exception(*error), leave(1))  # type: ignore[assignment]
 
@@ -64,6 +93,15 @@ def if_lost(how: str) -> None:
     """How the run goes on, to be said where this process ends because it or another host was lost."""
     for words in _last_words:
         words.set(f"the run has ended, as a host was lost (JAX's lines above say which, if it knows); {how}")
+
+
+def due(seconds: float | None, otherwise: str = "") -> None:
+    """The main thread is to be back here in so many seconds. Otherwise it hangs: the process says so, and ends.
+
+    None: it takes what it takes. Nothing of this where the process is alone, as nobody waits for it.
+    """
+    for alarm in _alarms:
+        alarm.set(math.inf if seconds is None else seconds, otherwise)
 
 
 def leave(status: int) -> int:

@@ -8,34 +8,23 @@ Several runs that differ in seed or learning rate alone can share a program: the
 from __future__ import annotations
 
 import contextlib
-import json
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from etils import epath
 from jax.experimental import multihost_utils
 
-from bert_jax import (
-    checkpoint,
-    chips,
-    config,
-    data,
-    experiment,
-    hosts,
-    metrics,
-    optimizer,
-    planning,
-    pretrained,
-    sharding,
-)
+from bert_jax import chips, config, data, hosts, metrics, optimizer, planning, sharding
 from bert_jax.config import require
 from bert_jax.experiment import Experiment
+from bert_jax.lane import Lane, initial_state
 from bert_jax.program import TOGETHER, Program, State, means, parameter_count, step_flops
 from bert_jax.tasks.base import Batch, Context, Source
+
+HANGS = "a chip hangs, or another host"
 
 
 class Stopped(Exception):  # noqa: N818 - no error: a request that was heard
@@ -46,22 +35,6 @@ class Stopped(Exception):  # noqa: N818 - no error: a request that was heard
             f"stopped by {signal.Signals(signum).name} at step {step}; the same command goes on from there"
         )
         self.signum = signum
-
-
-def initial_state(exp: Experiment, program: Program, checkpoints: checkpoint.Checkpoints | None) -> tuple[State, str]:
-    """Where a run starts, and a word on it: its own checkpoint, else the weights of `init_from`, else random ones."""
-    latest = checkpoints.latest() if checkpoints else None
-    if checkpoints and latest is not None:
-        return checkpoints.restore(latest, program.abstract_state()), f"goes on at step {latest}"
-    state = program.init(exp.seed)
-    if exp.task.frozen:
-        return state, f"starts from random weights, on {exp.init_from or 'random ones'} as they are"
-    if exp.init_from == "" or exp.random_init:
-        return state, "starts from random weights"
-    source = pretrained.open(exp.init_from, exp.init_step).params(exp.encoder, exp.init_positions, exp.seed)
-    params = checkpoint.initialise(state.params, source, task=exp.task, name=exp.init_from)
-    where = "" if exp.init_step is None else f", step {exp.init_step}"
-    return state._replace(params=params), f"starts from the weights of {exp.init_from}{where}"
 
 
 def run(
@@ -119,12 +92,12 @@ def run_together(
         require(not changed, f"runs of one program may differ in {' and '.join(TOGETHER)} alone: {'; '.join(changed)}")
     mesh = sharding.make_mesh(exps[0].mesh)
     sources: dict[Any, Source] = {}
-    lanes: list[_Lane] = []
+    lanes: list[Lane] = []
     for exp, workdir in zip(exps, workdirs, strict=True):
         same = bool(lanes) and not planning.own_features(exp)
         frozen = lanes[0].context.frozen if same else planning.frozen_encoder(exp, workdir)
         context = Context(planning.find_tokenizer(exp, workdir), data_dir, exp.seed, cache_dir, frozen, quiet)
-        lanes.append(_Lane(exp, workdir, context, mesh, sources, quiet=quiet))
+        lanes.append(Lane(exp, workdir, context, mesh, sources, quiet=quiet))
     first, last = profile or (1, 1)
     steps = lanes[0].plan[-1].stop
     require(1 <= first <= last, f"a profile goes from a first to a last step, counted from 1, not {first} to {last}")
@@ -145,131 +118,12 @@ def run_together(
     return [lane.result or {} for lane in lanes]
 
 
-class _Lane:
-    """A run's own: its data, its files, what it scored last. It shares the program and the steps with others."""
-
-    def __init__(
-        self,
-        exp: Experiment,
-        workdir: str,
-        context: Context,
-        mesh: jax.sharding.Mesh,
-        sources: dict[Any, Source],
-        *,
-        quiet: bool,
-    ) -> None:
-        """Reads all that the run needs, and writes nothing. `sources` are those that other runs of its program read."""
-        self.exp, self.workdir, self.folder, self.quiet = exp, workdir, epath.Path(workdir), quiet
-        self.context, self.vocabulary = context, context.tokenizer
-        place = sharding.batch_sharding(mesh)
-        self.plan = planning.stretches(exp, self.context, place, sources)
-        self.tests = planning.evaluated(
-            exp.task.tests() if exp.predict else (), exp, self.plan[-1].phase, self.context, place, sources
-        )
-        self.main = jax.process_index() == 0
-        self.result: dict[str, Any] | None = None
-        self.scores: dict[str, float] = {}
-        self.kept: dict[str, dict[str, np.ndarray]] = {}  # what the task keeps of each split, at the last evaluation
-        self.checkpoints: checkpoint.Checkpoints | None = None
-        self.writer: metrics.Writer | None = None
-        self.earlier: dict[str, float] = {}  # of the run's earlier calls: see metrics.Goodput
-
-    def open(self) -> None:
-        """Records the run in its workdir, and finds out how far it came: `start`, and `result` where it is done."""
-        if self.main:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            experiment.record(self.exp, self.workdir)
-            self.vocabulary.save(str(self.folder / "tokenizer"))
-        if self.context.frozen is not None:
-            checkpoint.write_frozen(self.workdir, self.context.frozen.params)
-        self.checkpoints = checkpoint.Checkpoints(self.workdir, self.exp.every.keep)
-        self.start = self.checkpoints.latest()
-        finished = self.folder / "result.json"
-        predicted = not self.exp.predict or (self.folder / "predictions").exists()
-        if self.start == self.plan[-1].stop and finished.exists() and predicted:
-            self.result = json.loads(finished.read_text())
-        elif self.main:
-            self.writer = metrics.Writer(self.workdir, -1 if self.start is None else self.start)
-        self.enter(self.plan[-1])
-
-    def enter(self, stretch: planning.Stretch) -> None:
-        """A phase begins: it is evaluated at its own length."""
-        self.validation = stretch.validation
-        self.baselines = self.exp.task.baselines(self.context, stretch.phase.length)
-
-    def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
-        if self.writer:
-            self.writer.write(step, split, values)
-
-    def evaluate(self, program: Program, step: int, params: Any) -> dict[str, float]:
-        """The scores of all validation splits, with the baselines; written, and kept for the end."""
-        self.scores = {}
-        for split, batches in self.validation.items():
-            figures, self.kept[split] = program.evaluate(params, batches, self.exp.seed)
-            figures |= self.exp.task.score(batches.source, self.kept[split])
-            suffix = f"_{split}" if self.scores else ""
-            self.scores |= {name + suffix: value for name, value in figures.items()}
-        self.write(step, "validation", {**self.scores, **self.baselines})
-        return {**self.scores, **self.baselines}
-
-    def save(self, step: int, state: State, goodput: metrics.Goodput) -> None:
-        assert self.checkpoints is not None
-        if self.checkpoints.save(step, state) and self.writer:
-            self.writer.write(step, "goodput", goodput.seconds(self.earlier), time=round(time.time(), 1))
-
-    def finish(self, program: Program, state: State, goodput: metrics.Goodput) -> None:
-        """Predictions and result.json, once the last checkpoint is on disk."""
-        step, metric = int(state.step), self.exp.task.metric
-        lengths = [stretch.lengths for stretch in self.plan]
-        tokens, operations = planning.tokens_and_flops(self.exp, state.params, lengths)
-        if not self.scores:  # killed between the last checkpoint and the result
-            self.evaluate(program, step, state.params)
-        self.result = {
-            "step": step,
-            "done": True,
-            **({"metric": metric, "score": self.scores[metric]} if metric else {}),
-            **self.scores,
-            **self.baselines,
-            "parameters": parameter_count(state.params),
-            "tokens": tokens,
-            "flops": operations,
-            "seconds": sum(line.get("seconds", 0.0) for line in metrics.read(self.workdir, "train")),  # in steps
-            "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-        }
-        files = self._predictions(program, state.params) if self.exp.predict else {}
-        self.result["goodput"] = metrics.Goodput.shares(goodput.seconds(self.earlier))
-        if not self.main:
-            return
-        if files:
-            (self.folder / "predictions").mkdir(parents=True, exist_ok=True)
-        for name, content in files.items():
-            (self.folder / "predictions" / name).write_text(content)
-        whole = self.folder / ".result.json"  # others may be waiting for it: it is there whole or not at all
-        whole.write_text(json.dumps(self.result, indent=1) + "\n")
-        whole.replace(self.folder / "result.json")
-
-    def _predictions(self, program: Program, params: Any) -> dict[str, str]:
-        """The task's files of predictions, of what was evaluated last and of the test splits."""
-        for split, batches in self.tests.items():
-            _, self.kept[split] = program.evaluate(params, batches, self.exp.seed)
-        files: dict[str, str] = {}
-        for split, batches in {**self.validation, **self.tests}.items():
-            files |= self.exp.task.predictions(split, batches.source, self.kept[split], self.scores)
-        return files
-
-    def close(self) -> None:
-        if self.writer:
-            self.writer.close()
-        if self.checkpoints:
-            self.checkpoints.close()
-
-
 class _Loop:
     """The steps of one program, for one run or for several side by side."""
 
     def __init__(
         self,
-        lanes: Sequence[_Lane],
+        lanes: Sequence[Lane],
         mesh: jax.sharding.Mesh,
         stop_at: int,
         began: float,
@@ -327,6 +181,7 @@ class _Loop:
         self.stop = self.plan[phase].stop
         self.tokens, self.flops = 0, 0.0  # since the last figures
         self.since: float | None = None  # when the last figures came; the first step of a phase compiles
+        self.patience = hosts.COMPILING  # for a step
         for lane in self.lanes:
             lane.enter(lane.plan[phase])
 
@@ -352,6 +207,8 @@ class _Loop:
                     if self.profile:
                         self.profile.before(step + 1, state)
                     shape = tuple(x.shape for x in jax.tree.leaves(batch))
+                    self.patience = self.patience if shape in shapes else hosts.COMPILING
+                    hosts.due(self.patience, f"step {step + 1} has not begun: {HANGS}")
                     with self.goodput.at("steps" if shape in shapes else "compile"):
                         state, figures = self.program.step(state, batch, self.program.knobs)
                     shapes.add(shape)
@@ -389,9 +246,15 @@ class _Loop:
         """Fetches the figures of the steps since the last time, checks and logs them."""
         if not self.pending:
             return
+        for one, on_device in self.pending:
+            hosts.due(self.patience, f"no figures of step {one}: {HANGS}")
+            jax.block_until_ready(on_device)
+        hosts.due(None)
         steps, fetched = [s for s, _ in self.pending], jax.device_get([f for _, f in self.pending])
         self.pending = []
         now, each = time.monotonic(), []
+        if self.since is not None:  # how long a step takes is known
+            self.patience = max(hosts.PATIENCE, 10 * (now - self.since) / len(steps))
         for row, lane in enumerate(self.lanes):
             figures = [{k: tuple(np.atleast_1d(x)[row] for x in pair) for k, pair in one.items()} for one in fetched]
             self.check(lane, steps, figures)
@@ -416,7 +279,7 @@ class _Loop:
         """The newest step whose checkpoint all runs are known to have on disk; 0 where there is none."""
         return min((lane.checkpoints.complete() or 0) if lane.checkpoints else 0 for lane in self.lanes)
 
-    def check(self, lane: _Lane, steps: Sequence[int], figures: Sequence[dict[str, Any]]) -> None:
+    def check(self, lane: Lane, steps: Sequence[int], figures: Sequence[dict[str, Any]]) -> None:
         """That all losses are numbers."""
         for one, values in zip(steps, figures, strict=True):
             if not all(np.isfinite(pair[0]) for pair in values.values()):

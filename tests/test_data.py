@@ -1,7 +1,6 @@
 """Batches are a function of the step: shuffled anew each epoch, the same on any mesh and any number of hosts."""
 
 import itertools
-import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -104,18 +103,6 @@ def test_ahead_keeps_order_and_passes_errors_on() -> None:
     assert list(data.ahead(lambda n: n * n, range(3, 50))) == [n * n for n in range(3, 50)]
     with pytest.raises(ZeroDivisionError):
         list(data.ahead(lambda n: 1 // (5 - n), range(10)))
-
-
-def test_data_that_hang_end_a_host_that_others_wait_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    hangs = threading.Event()
-    get = lambda n: hangs.wait(20) if n == 2 else n  # noqa: E731
-    monkeypatch.setattr(data, "PATIENCE", 0.2)
-    monkeypatch.setattr(data.jax, "process_count", lambda: 2)
-    found = data.ahead(get, range(9))
-    assert [next(found), next(found)] == [0, 1]
-    with pytest.raises(TimeoutError, match="no data for 0 seconds: does this host's disk or bucket hang"):
-        next(found)
-    hangs.set()
 
 
 class Sized(Numbers):
