@@ -18,8 +18,9 @@ from bert_jax.features import Frozen
 from bert_jax.tasks.base import Arrays, Source, pack
 from bert_jax.tasks.choice import Choice, Choices, Choose
 from bert_jax.tasks.classify import Classify
-from bert_jax.tasks.squad import Answer, Question, Squad, Windows
+from bert_jax.tasks.squad import Answer, Squad
 from bert_jax.tasks.tagging import Sentence, Sentences, Tag, Words
+from bert_jax.tasks.windows import Question, Windows
 
 
 class Filling(NamedTuple):

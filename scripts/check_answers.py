@@ -13,7 +13,7 @@ import sys
 from absl import app, flags
 
 from bert_jax import tokenizer
-from bert_jax.tasks import squad
+from bert_jax.tasks import windows
 
 _INPUT = flags.DEFINE_string("input", None, "A file in SQuAD's form.", required=True)
 _VOCAB = flags.DEFINE_string("vocab", None, "vocab.txt, a SentencePiece model, or a directory with one.", required=True)
@@ -22,8 +22,8 @@ _VOCAB = flags.DEFINE_string("vocab", None, "vocab.txt, a SentencePiece model, o
 def main(argv: list[str]) -> None:
     del argv
     try:
-        questions = list(squad.read(_INPUT.value))
-        found = list(squad.misfits(questions, tokenizer.load(_VOCAB.value)))
+        questions = list(windows.read(_INPUT.value))
+        found = list(windows.misfits(questions, tokenizer.load(_VOCAB.value)))
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     for one in found:

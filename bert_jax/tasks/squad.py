@@ -1,8 +1,7 @@
 """Question answering as SQuAD has it, with and without answers (paper, sections 4.2 and 4.3; reference: run_squad.py).
 
-A context that is too long is read in windows. A token that lies in several is scored in the one where it has the most
-context. The reference cuts the context at white space first and rebuilds an answer's text from its words; here each
-token knows the characters that it came from, so an answer is a slice of the original context.
+The reference cuts the context at white space first and rebuilds an answer's text from its words; here each token knows
+the characters that it came from, so an answer is a slice of the original context.
 """
 
 from __future__ import annotations
@@ -18,10 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from bert_jax import config, encoding, heads, losses, scores, tables
+from bert_jax import config, heads, losses, scores, tables
 from bert_jax.config import require
 from bert_jax.tasks.base import Batch, Context, Outputs, Pair, Source, Task, inputs
-from bert_jax.tokenizer import Tokenizer
+from bert_jax.tasks.windows import Question, Windows, read
 
 NO_CANDIDATE = 1e6  # the odds of no answer, where no span can be one
 
@@ -192,16 +191,6 @@ class Squad(Task):
                     yield Candidate(shape.context[low:high], low, high, float(start[i]), float(end[j]))
 
 
-class Question(NamedTuple):
-    """A question, its context, and its gold answers with the characters that they begin at."""
-
-    id: str
-    text: str
-    context: str
-    answers: tuple[tuple[str, int], ...] = ()
-    located: bool = True  # the first answer stands where it says
-
-
 class Candidate(NamedTuple):
     """A span of the context, [start, stop) in characters, and its logits; "" is no answer."""
 
@@ -238,179 +227,8 @@ class Answer(NamedTuple):
         return "" if threshold is not None and self.null_odds > threshold else self.best_text
 
 
-def read(path: str) -> Iterator[Question]:
-    """The questions of a file in SQuAD's form: data > paragraphs > context, qas > id, question, answers.
-
-    Raises:
-      ValueError: that says where the file is not of that form.
-    """
-    try:
-        content = json.loads(tables.read_text(path))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: no JSON: {error}") from None
-    place = path
-    try:
-        for article in content["data"]:
-            for paragraph in article["paragraphs"]:
-                for entry in paragraph["qas"]:
-                    place = f"{path}: question {entry['id']}"
-                    golds = [] if entry.get("is_impossible") else entry.get("answers", [])
-                    answers = tuple((gold["text"], int(gold["answer_start"])) for gold in golds)
-                    yield Question(str(entry["id"]), entry["question"], paragraph["context"], answers)
-    except (KeyError, TypeError, ValueError) as error:
-        said = f"no {error}" if isinstance(error, KeyError) else str(error)
-        raise ValueError(
-            f"{place}: not SQuAD's form, data > paragraphs > context, qas > id, question, answers > text, "
-            f"answer_start: {said}"
-        ) from None
-
-
-class Misfit(NamedTuple):
-    """A gold answer that does not come back exactly from its tokens."""
-
-    id: str  # the question's
-    answer: str
-    reason: Literal["not at its offset", "invisible ends", "within a token"]
-    found: str  # what comes back, or stands at the offset
-
-
-def misfits(questions: Sequence[Question], tokenizer: Tokenizer) -> Iterator[Misfit]:
-    """Those of all gold answers, each once a question, that no span of tokens gives exactly.
-
-    An answer has "invisible ends" where it begins or ends with what no token covers, such as white space, and is
-    "within a token" where that goes on beyond it, as in the "2" of "27".
-    """
-    encoded = encoding.encode((one.context for one in questions), tokenizer, offsets=True)
-    for one in questions:
-        for text, start in dict.fromkeys(one.answers):
-            stop = start + len(text)
-            there = one.context[max(start, 0) : max(stop, 0)]
-            if start < 0 or there != text:
-                yield Misfit(one.id, text, "not at its offset", there)
-                continue
-            offsets = encoded[one.context].offsets
-            first, last = answer_tokens(one._replace(answers=((text, start),)), offsets)
-            low, high = (int(offsets[first][0]), int(offsets[last][1])) if first >= 0 else (start, start)
-            if (low, high) != (start, stop):
-                reason: Any = "invisible ends" if start <= low <= high <= stop else "within a token"
-                yield Misfit(one.id, text, reason, one.context[low:high])
-
-
 def _occurrences(context: str, text: str) -> Iterator[int]:
     place = context.find(text) if text else -1
     while place >= 0:
         yield place
         place = context.find(text, place + 1)
-
-
-class Shape(NamedTuple):
-    """What a window's places mean: 0 is [CLS], then the question, then the context from `first` on, then [SEP]."""
-
-    first: int
-    size: int  # tokens, padding not counted
-    offsets: np.ndarray  # int [K, 2]: the characters of the window's K context tokens
-    most_context: np.ndarray  # bool [K]: no other window has more context for the token
-    context: str
-
-    def in_context(self, place: int) -> bool:
-        return self.first <= place < self.first + len(self.offsets)
-
-
-class Windows:
-    """[CLS] question [SEP] part of the context [SEP], for each part of each context: the examples of a file."""
-
-    def __init__(
-        self,
-        questions: Sequence[Question],
-        length: int,
-        stride: int,
-        question: int,
-        tokenizer: Tokenizer,
-        cache_dir: str | None = None,
-    ) -> None:
-        self.questions, self.length, self.tokenizer = questions, length, tokenizer
-        asked_texts = encoding.encode((one.text for one in questions), tokenizer, cache_dir)
-        self._asked = [asked_texts[one.text].tokens[:question] for one in questions]
-        read = encoding.encode((one.context for one in questions), tokenizer, cache_dir, offsets=True)
-        rows = []
-        for number, (one, asked) in enumerate(zip(questions, self._asked, strict=True)):
-            room = length - len(asked) - 3
-            require(room > 0, f"length {length} leaves no room for a context beside a question of {len(asked)} tokens")
-            first, last = answer_tokens(one, read[one.context][1])
-            for start, stop in windows(len(read[one.context][0]), room, stride):
-                inside = start <= first <= last < stop
-                shift = len(asked) + 2 - start
-                rows.append((number, start, stop, first + shift if inside else 0, last + shift if inside else 0))
-        self._read = read
-        self.table = np.asarray(rows, np.int32).reshape(-1, 5)  # question, [start, stop) in the context, the answer
-        self._first = np.searchsorted(self.table[:, 0], np.arange(len(questions) + 1))  # a question's first window
-
-    def __len__(self) -> int:
-        return len(self.table)
-
-    @property
-    def sizes(self) -> np.ndarray:
-        asked = np.asarray([len(one) for one in self._asked])
-        return asked[self.table[:, 0]] + 3 + self.table[:, 2] - self.table[:, 1]
-
-    @property
-    def terms(self) -> np.ndarray:
-        return np.ones(len(self))
-
-    def batch(self, ids: np.ndarray) -> dict[str, np.ndarray]:
-        tokens = np.full((len(ids), self.length), self.tokenizer.pad, np.int32)
-        segments, mask = np.zeros_like(tokens), np.zeros(tokens.shape, bool)
-        for row, (number, start, stop) in enumerate(self.table[ids, :3]):
-            asked, context = self._asked[number], self._read[self.questions[number].context][0]
-            sep = [self.tokenizer.sep]
-            whole = np.concatenate([[self.tokenizer.cls], asked, sep, context[start:stop], sep])
-            tokens[row, : len(whole)], mask[row, : len(whole)] = whole, True
-            segments[row, len(asked) + 2 : len(whole)] = 1
-        return {
-            "tokens": tokens,
-            "segments": segments,
-            "mask": mask,
-            "start": self.table[ids, 3],
-            "end": self.table[ids, 4],
-        }
-
-    def shape(self, window: int) -> Shape:
-        """What the places of a window mean."""
-        number, start, stop = self.table[window, :3].tolist()
-        first, context = len(self._asked[number]) + 2, self.questions[number].context
-        siblings = self.table[self._first[number] : self._first[number + 1], 1:3]
-        best = most_context(siblings)[start:stop] == window - self._first[number]
-        return Shape(first, first + stop - start + 1, self._read[context][1][start:stop], best, context)
-
-
-def windows(tokens: int, room: int, stride: int) -> list[tuple[int, int]]:
-    """The parts [start, stop) of a context: `stride` apart, `room` long, until one reaches the end.
-
-    Windows that would leave a gap, with a stride above the room, stand side by side instead.
-    """
-    found = [(0, min(room, tokens))]
-    while found[-1][1] < tokens:
-        start = found[-1][0] + min(room, stride)
-        found.append((start, min(start + room, tokens)))
-    return found
-
-
-def most_context(spans: np.ndarray) -> np.ndarray:
-    """For each token of a context that is read in the windows `spans` [W, 2], the one where it has the most context.
-
-    That is the smaller of its distances to the window's two ends; the first of equals. (Reference:
-    `_check_is_max_context`. What it adds for a window's length decides nothing: only the last window is shorter.)
-    """
-    places = np.arange(spans[:, 1].max())[None, :]
-    start, stop = spans[:, :1], spans[:, 1:]
-    context = np.minimum(places - start, stop - 1 - places)
-    return np.argmax(context, axis=0)  # it is negative outside a window
-
-
-def answer_tokens(question: Question, offsets: np.ndarray) -> tuple[int, int]:
-    """The first and the last token of a question's first answer; (-1, -2) where it has none, or it has no tokens."""
-    if not question.answers or not question.located:
-        return -1, -2
-    text, start = question.answers[0]
-    touched = np.flatnonzero((offsets[:, 0] < start + len(text)) & (offsets[:, 1] > start))
-    return (int(touched[0]), int(touched[-1])) if len(touched) else (-1, -2)
