@@ -1,8 +1,6 @@
 """Text to token ids and back: WordPiece exactly as the reference cuts it, and SentencePiece.
 
-The `tokenizers` library's own BERT normaliser is not the reference's (it drops unassigned and private characters,
-lowers a final sigma otherwise, knows an older Unicode), so text is normalised here, with `str.translate` over tables
-that fill as characters appear, and the library cuts the words.
+Words are cut into pieces by the `tokenizers` library; what a word is, words.py says.
 """
 
 from __future__ import annotations
@@ -14,8 +12,7 @@ import json
 import os
 import pathlib
 import re
-import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,114 +20,11 @@ import sentencepiece
 import tokenizers
 from sentencepiece import sentencepiece_model_pb2, sentencepiece_pb2
 
+from bert_jax import words
 from bert_jax.config import require
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 MAX_WORD = 200  # characters; a longer word is [UNK]
-
-_CJK = (  # the ranges whose characters are words by themselves
-    (0x4E00, 0x9FFF),
-    (0x3400, 0x4DBF),
-    (0x20000, 0x2A6DF),
-    (0x2A700, 0x2B73F),
-    (0x2B740, 0x2B81F),
-    (0x2B820, 0x2CEAF),
-    (0xF900, 0xFAFF),
-    (0x2F800, 0x2FA1F),
-)
-
-
-class _Memo(dict):
-    """A function's results by argument, found at the speed of a dict; emptied when `limit` of them are held."""
-
-    def __init__(self, function: Callable[[Any], Any], limit: int = 1 << 18):
-        self._function, self._limit = function, limit
-
-    def __missing__(self, key: Any) -> Any:
-        if len(self) >= self._limit:
-            self.clear()
-        value = self[key] = self._function(key)
-        return value
-
-
-def _clean(code: int) -> str | None:
-    """What becomes of a character first: all white space is " ", control characters go, CJK stands apart."""
-    char, category = chr(code), unicodedata.category(chr(code))
-    if char in "\t\n\r" or category == "Zs":
-        return " "
-    if code in (0, 0xFFFD) or category in ("Cc", "Cf"):
-        return None
-    return f" {char} " if any(low <= code <= high for low, high in _CJK) else char
-
-
-def _punctuation(code: int) -> bool:
-    ascii_symbol = 33 <= code <= 47 or 58 <= code <= 64 or 91 <= code <= 96 or 123 <= code <= 126
-    return ascii_symbol or unicodedata.category(chr(code)).startswith("P")
-
-
-def _split(code: int) -> str:
-    return f" {chr(code)} " if _punctuation(code) else chr(code)
-
-
-def _split_bare(code: int) -> str | None:
-    return None if unicodedata.category(chr(code)) == "Mn" else _split(code)
-
-
-def _lower(code: int) -> str:
-    """Lower case where that is one character, as for all but one."""
-    return chr(code).lower() if len(chr(code).lower()) == 1 else chr(code)
-
-
-# Tables for str.translate. There are 1.1 million characters, so they never fill up.
-_CLEAN, _SPLIT, _SPLIT_BARE, _LOWER = (
-    _Memo(function, limit=1 << 21) for function in (_clean, _split, _split_bare, _lower)
-)
-
-_HAN = "".join(f"{chr(low)}-{chr(high)}" for low, high in _CJK)
-_SPACE = " \t\n\r\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
-# CJK characters, and what lies between them and white space as `_clean` leaves it: no step looks across these borders.
-_CHUNK = re.compile(f"[{_HAN}]|[^{_SPACE}{_HAN}]+")
-
-
-def words(text: str, lower: bool) -> list[str]:
-    """The reference's BasicTokenizer: cleaned, lower-cased and without accents where `lower`, cut at punctuation.
-
-    Source: PAPER item 17, google-research/bert `tokenization.py`.
-    """
-    text = text.translate(_CLEAN)
-    if not lower:
-        return text.translate(_SPLIT).split()
-    text = text.lower()
-    if not text.isascii():
-        text = unicodedata.normalize("NFD", text)
-    return text.translate(_SPLIT_BARE).split()
-
-
-def _aligned_words(text: str, lower: bool) -> Iterator[tuple[str, list[tuple[int, int]]]]:
-    """`words`, and for each of their characters the span of `text` that it came from; a Python step a character."""
-    chars = [(c, i) for i, char in enumerate(text) for c in char.translate(_CLEAN)]
-    if lower:
-        # Lower case depends on the context (a final sigma), its length does not.
-        origins = [i for char, i in chars for _ in char.lower()]
-        chars = list(zip("".join(char for char, _ in chars).lower(), origins, strict=True))
-        chars = [(c, i) for char, i in chars for c in unicodedata.normalize("NFD", char)]
-    word: list[str] = []
-    spans: list[tuple[int, int]] = []
-    for marks, run in itertools.groupby(chars, key=lambda pair: lower and unicodedata.combining(pair[0]) > 0):
-        # NFD orders the marks of one letter by their class.
-        for char, i in sorted(run, key=lambda pair: unicodedata.combining(pair[0])) if marks else run:
-            kept = char.translate(_SPLIT_BARE if lower else _SPLIT)
-            if not kept and spans:  # a dropped accent belongs to its letter
-                spans[-1] = (spans[-1][0], max(spans[-1][1], i + 1))
-            for c in kept:
-                if not c.isspace():
-                    word.append(c)
-                    spans.append((i, i + 1))
-                elif word:
-                    yield "".join(word), spans
-                    word, spans = [], []
-    if word:
-        yield "".join(word), spans
 
 
 class Tokenizer(abc.ABC):
@@ -215,8 +109,8 @@ class WordPiece(Tokenizer):
         content = "\n".join([f"WordPiece lower={lower}", *self._pieces])
         self.fingerprint = hashlib.sha256(content.encode()).hexdigest()
         self._model = tokenizers.models.WordPiece(index, unk_token="[UNK]", max_input_chars_per_word=MAX_WORD)
-        self._ids = _Memo(self._cut)
-        self._aligned = _Memo(self._align, limit=1 << 16)
+        self._ids = words.Memo(self._cut)
+        self._aligned = words.Memo(self._align, limit=1 << 16)
 
     def __reduce__(self) -> tuple:
         return WordPiece, (self._pieces, self.lower)
@@ -231,7 +125,7 @@ class WordPiece(Tokenizer):
     def _align(self, chunk: str) -> list[tuple[int, int, int]]:
         """(id, start, end) of each token of a text without white space."""
         tokens = []
-        for word, spans in _aligned_words(chunk, self.lower):
+        for word, spans in words.aligned(chunk, self.lower):
             ids = self._ids[word]
             lengths = [len(self._pieces[i].removeprefix("##")) for i in ids] if ids != [self.unk] else [len(word)]
             ends = list(itertools.accumulate(lengths))
@@ -241,11 +135,11 @@ class WordPiece(Tokenizer):
         return tokens
 
     def encode(self, text: str) -> list[int]:
-        return list(itertools.chain.from_iterable(map(self._ids.__getitem__, words(text, self.lower))))
+        return list(itertools.chain.from_iterable(map(self._ids.__getitem__, words.split(text, self.lower))))
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         ids, spans = [], []
-        for chunk in _CHUNK.finditer(text):
+        for chunk in words.CHUNK.finditer(text):
             origin = chunk.start()
             for i, start, end in self._aligned[chunk[0]]:
                 ids.append(i)
@@ -261,7 +155,7 @@ class WordPiece(Tokenizer):
 
 
 # Spaces that nobody would write: before a closing mark, after an opening one, in "don ' t", between Han characters.
-_WIDE = _HAN + "，。、！？；：（）《》「」“”"
+_WIDE = words.HAN + "，。、！？；：（）《》「」“”"
 _LOOSE = re.compile(
     rf" (?=[.,!?;:%)\]}}])|(?<=[(\[{{]) |(?<=\w) ' (?=(?:s|t|d|m|re|ve|ll)\b)|(?<=[{_WIDE}]) (?=[{_WIDE}])"
 )
@@ -316,7 +210,7 @@ class SentencePiece(Tokenizer):
 
     def _prepared(self, text: str) -> str:
         """As many characters as `text` has, all of them with a UTF-8 encoding."""
-        return encodable(text.translate(_LOWER) if self.lower else text)
+        return encodable(text.translate(words.LOWER) if self.lower else text)
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         proto: Any = sentencepiece_pb2.SentencePieceText()  # type: ignore[attr-defined]

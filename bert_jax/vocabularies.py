@@ -11,14 +11,15 @@ import numpy as np
 import sentencepiece
 import tokenizers
 
+from bert_jax import words
 from bert_jax.config import require
-from bert_jax.tokenizer import MAX_WORD, SPECIAL, SentencePiece, Tokenizer, WordPiece, encodable, words
+from bert_jax.tokenizer import MAX_WORD, SPECIAL, SentencePiece, Tokenizer, WordPiece, encodable
 
 
 def describe(vocabulary: Tokenizer, texts: Sequence[str]) -> str:
     """A line for the reader of a log: how many pieces there are, and how well they fit `texts`."""
     counts = collections.Counter(itertools.chain.from_iterable(map(vocabulary.encode, texts)))
-    total, whole = counts.total(), sum(len(words(text, vocabulary.lower)) for text in texts)
+    total, whole = counts.total(), sum(len(words.split(text, vocabulary.lower)) for text in texts)
     return (
         f"{vocabulary.vocab_size:,} pieces, {'lower-cased' if vocabulary.lower else 'cased'}; "
         f"on {total:,} tokens of text {total / max(whole, 1):.2f} pieces a word, "
@@ -41,7 +42,7 @@ def train_wordpiece(
     """
     counts: collections.Counter[str] = collections.Counter()
     for text in texts:
-        counts.update(words(text, lower))
+        counts.update(words.split(text, lower))
         if len(counts) > 10_000_000:  # bounds the memory at 2 GB; what came once in so much text is noise
             counts = collections.Counter({word: count for word, count in counts.items() if count > 1})
     require(bool(counts), "no words to make a vocabulary of: the input is empty")
@@ -80,9 +81,9 @@ def _alphabet(counts: collections.Counter[str], coverage: float) -> set[str]:
     return {char for char in order[:needed] if char.isprintable()}  # lone surrogates are not, and have no UTF-8
 
 
-def _repeated(words: Iterable[str], counts: collections.Counter[str], most: int = 10_000) -> Iterator[str]:
+def _repeated(each: Iterable[str], counts: collections.Counter[str], most: int = 10_000) -> Iterator[str]:
     """Each word as often as it was counted: the trainer takes text, no counts."""
-    for word in words:
+    for word in each:
         for start in range(0, counts[word], most):
             yield " ".join([word] * min(most, counts[word] - start))
 

@@ -42,7 +42,7 @@ def test_imports_point_up(room: str) -> None:
     assert imported(room) <= set(above)
 
 
-@pytest.mark.parametrize("room", ["text.py", "tokenizer.py", "corpus.py", "building.py", "pairing.py"])
+@pytest.mark.parametrize("room", ["text.py", "words.py", "tokenizer.py", "corpus.py", "building.py", "pairing.py"])
 def test_the_corpus_build_needs_no_jax(room: str) -> None:
     """Its worker processes start in a moment, and hold no device."""
     tree = ast.parse((PACKAGE / room).read_text())
