@@ -73,8 +73,10 @@ def load(path: str) -> Experiment:
     return found
 
 
-def changed(exp: Experiment, changes: Mapping[str, Any], source: Callable[[], config.Encoder | None]) -> Experiment:
-    """`exp` with changes by dotted name; where it names no encoder, those of one are changes of `source()`.
+def changed(
+    exp: Experiment, changes: Mapping[str, Any], source: Callable[[Experiment], config.Encoder | None]
+) -> Experiment:
+    """`exp` with changes by dotted name; where it names no encoder, those of one are changes of its `source`.
 
     Raises:
       ValueError: as `config.override`.
@@ -82,7 +84,7 @@ def changed(exp: Experiment, changes: Mapping[str, Any], source: Callable[[], co
     inner = {name: value for name, value in changes.items() if name.startswith("encoder.")}
     exp = config.override(exp, {name: value for name, value in changes.items() if name not in inner})
     if inner and exp.encoder is None:
-        exp = dataclasses.replace(exp, encoder=source())
+        exp = dataclasses.replace(exp, encoder=source(exp))
     return config.override(exp, inner)
 
 

@@ -101,9 +101,7 @@ def configured(exp: Experiment, changes: Mapping[str, Any], workdir: str = "") -
     Raises:
       ValueError: as `config.override` and `resolve`.
     """
-    plain = {name: value for name, value in changes.items() if not name.startswith("encoder.")}
-    named = config.override(exp, plain)
-    return experiment.changed(exp, changes, lambda: resolve(named, workdir).encoder if named.init_from else None)
+    return experiment.changed(exp, changes, lambda one: resolve(one, workdir).encoder if one.init_from else None)
 
 
 def find_tokenizer(exp: Experiment, workdir: str = "") -> Tokenizer:

@@ -300,7 +300,7 @@ def _cell(
             )
         for seed in range(recipe.seed, recipe.seed + study.seeds):
             own = {**changes, "seed": seed}
-            exp = experiment.changed(recipe, own, lambda: start.encoder)  # noqa: B023 - called at once
+            exp = experiment.changed(recipe, own, lambda _: start.encoder)  # noqa: B023 - called at once
             origin = "" if run is None else f"{run.name}@{changes.get('init_step', 'end')}"
             folder = _folder(workdir, exp, origin)
             found[number, seed] = Run("fine-tuning", exp, folder, column.experiment, own, run, column.folder)
