@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from bert_jax.config import require
 from bert_jax.encoder import Bert
 from bert_jax.experiment import Experiment
 from bert_jax.features import Frozen
-from bert_jax.program import key, step_flops
+from bert_jax.program import key, read_by, step_flops
 from bert_jax.tasks.base import Context, Source
 from bert_jax.tokenizer import Tokenizer
 
@@ -52,10 +53,11 @@ def batch_lengths(phase: config.Phase, steps: int, batches: data.Batches) -> col
 
 def tokens_and_flops(exp: Experiment, params: Any, lengths: Sequence[collections.Counter[int]]) -> tuple[int, float]:
     """Tokens, padding included, and FLOPs (see flops.py) of the phases whose batches have these lengths."""
+    assert exp.encoder is not None
     tokens, total = 0, 0.0
     for phase, counts in zip(exp.phases, lengths, strict=True):
         for length, count in counts.items():
-            tokens += count * phase.batch_size * length
+            tokens += count * math.prod(read_by(exp.task.spec(phase.batch_size, length, exp.encoder)).shape)
             total += count * step_flops(exp, params, length, phase.batch_size)
     return tokens, total
 

@@ -223,6 +223,11 @@ class Program:
         return means([jax.device_get(total)]), whole
 
 
+def read_by(batch: Mapping[str, Any]) -> Any:
+    """Of a batch, or of its spec, what the model reads: tokens, or words where the encoder stays as it is [..., T]."""
+    return batch["tokens"] if "tokens" in batch else batch["predicted"]
+
+
 def step_flops(exp: Experiment, params: Any, length: int, rows: int) -> float:
     """The floating-point operations that a step on `rows` examples of `length` tokens needs, on all devices together.
 

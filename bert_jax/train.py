@@ -21,7 +21,7 @@ from bert_jax import chips, config, data, hosts, metrics, optimizer, planning, s
 from bert_jax.config import require
 from bert_jax.experiment import Experiment
 from bert_jax.lane import Lane, initial_state
-from bert_jax.program import TOGETHER, Program, State, means, parameter_count, step_flops
+from bert_jax.program import TOGETHER, Program, State, means, parameter_count, read_by, step_flops
 from bert_jax.tasks.base import Batch, Context, Source
 
 HANGS = "a chip hangs, or another host"
@@ -226,7 +226,7 @@ class _Loop:
 
     def count(self, batch: Batch, stretch: planning.Stretch) -> None:
         """Adds up what a step works on."""
-        read = batch["tokens"] if "tokens" in batch else batch["predicted"]  # of a frozen encoder, words
+        read = read_by(batch)
         self.tokens, length = self.tokens + read.size, read.shape[-1]
         if self.peak:
             params, rows = self.program.abstract.params, stretch.phase.batch_size

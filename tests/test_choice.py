@@ -130,6 +130,7 @@ def test_a_run_from_file_to_choices(tiny: Experiment, tmp_path: pathlib.Path) ->
     )
     result = train.run(exp, str(tmp_path / "run"), data_dir=str(tmp_path), quiet=True)
     assert result["score"] == result["accuracy"] > 0.9
+    assert result["tokens"] == 450 * 16 * 2 * 8, "those of all endings"
     assert (tmp_path / "run" / "predictions" / "test.txt").read_text().split() == [str(n % 2) for n in range(9)]
     model = bert_jax.load(str(tmp_path / "run"))
     chosen = model.choose([("h", ["g a", "g d"]), ("h", ["g e", "g b"])])

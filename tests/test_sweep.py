@@ -64,6 +64,9 @@ def test_every_point_is_run_with_every_seed_and_the_best_is_kept(trainer: Traine
     assert [str(p.parent) for p in tmp_path.glob("*/*/checkpoints")] == [summary.best_run()]
     assert "| learning_rate=0.001,batch_size=16 | 0.2610 | 0.0010 | 3 | 0.2620 | 0.2600 |  |" in summary.table()
     assert "1 collapsed to one answer: seeds 1" in summary.table()
+    assert sweep.CURE in summary.table()
+    well = dataclasses.replace(summary, points=summary.points[:2])
+    assert sweep.CURE not in well.table()
     assert summary.table().endswith("\n\nAlways the largest class: 0.5000")
     written = json.loads((tmp_path / "summary.json").read_text())
     assert written["best_run"] == summary.best_run()

@@ -382,7 +382,9 @@ def whole(base: Experiment, tmp_path_factory: pytest.TempPathFactory) -> pathlib
 
 
 def test_a_tagger_on_a_frozen_encoder_learns(whole: pathlib.Path) -> None:
-    assert json.loads((whole / "result.json").read_text())["f1"] > 0.8
+    result = json.loads((whole / "result.json").read_text())
+    assert result["f1"] > 0.8
+    assert result["tokens"] == 200 * 16 * 6, "words, of sentences"
 
 
 def test_features_go_in_groups_of_lengths(base: Experiment, whole: pathlib.Path, tmp_path: pathlib.Path) -> None:
