@@ -305,6 +305,7 @@ class _Loop:
     def save(self, step: int, state: State) -> None:
         """Checkpoints, of states whose figures are known to be good."""
         self.flush(step)
+        self.patience = hosts.COMPILING  # one host may be longer at it than the others, who wait at the next step
         with self.goodput.at("checkpoints"):
             for lane, own in zip(self.lanes, self.apart(state), strict=True):
                 lane.save(step, own, self.goodput)
