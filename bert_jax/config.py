@@ -129,7 +129,7 @@ class Optimizer:
     b2: float = 0.999
     eps: float = 1e-6
     weight_decay: float = 0.01  # not on biases and LayerNorm
-    bias_correction: bool = False  # without, early steps are longer: 6.5 times the tenth, 3.2 the 100th, 1.3 the 1000th
+    bias_correction: bool = False  # without, step 10 is 6.5 times as long, 100 3.2, 1000 1.3 (of b2 0.999)
     clip_norm: float = 1.0  # of the gradient's global norm; 0 means no clipping
     clip_shards: int = 1  # clip each of so many equal parts of the batch by itself, as the reference did per core
     accumulate: int = 1  # make the gradient from so many equal parts of the batch, one after the other: less memory

@@ -217,16 +217,14 @@ def static_lengths(sizes: np.ndarray, count: int, multiple: int = 8) -> list[int
 def ahead(get: Callable[[int], T], numbers: range, depth: int = 3) -> Iterator[T]:
     """`get(n)` for each of `numbers`, in order, computed up to `depth` items ahead by a thread.
 
-    Where other hosts wait for this one, it has `hosts.PATIENCE` for each (see `hosts.due`).
+    Where other hosts wait for this one, it has `hosts.OWN` seconds for each.
     """
     pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="data")
     pending: list[concurrent.futures.Future[T]] = []
 
     def oldest() -> T:
-        hosts.due(hosts.PATIENCE, "no data: does this host's disk or bucket hang?")
-        item = pending.pop(0).result()
-        hosts.due(hosts.COMPILING, "a batch is not done with: a chip hangs, or another host")
-        return item
+        with hosts.within(hosts.OWN):
+            return pending.pop(0).result()
 
     try:
         for n in numbers:
@@ -236,5 +234,4 @@ def ahead(get: Callable[[int], T], numbers: range, depth: int = 3) -> Iterator[T
         while pending:
             yield oldest()
     finally:
-        hosts.due(None)
         pool.shutdown(wait=jax.process_count() == 1, cancel_futures=True)  # others do not wait for a thread that hangs

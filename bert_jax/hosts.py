@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import math
+import faulthandler
 import os
 import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -23,10 +22,12 @@ from jax.experimental import multihost_utils
 # most restarts take; a busy host's heartbeats come from a thread of their own, late by a few seconds at worst.
 HEARTBEAT = 30
 
-# After so many seconds at one thing a main thread hangs, and all hosts with it, while heartbeats go on. Idle chips
-# cost more than a restart from a checkpoint. What compiles, or waits for a host that does, may take longer.
-PATIENCE = 60.0
-COMPILING = 600.0
+# So many seconds a host has for what it does by itself, such as reading a batch, and for what it does with the others,
+# such as a step: who works must have less than those who wait for him. Heartbeats would go on for ever; idle chips cost
+# more than a restart from a checkpoint. Where one may still compile, or write more than the others, they have patience.
+OWN = 40.0
+SHARED = 60.0
+PATIENT = 600.0
 
 # How errors of a runtime begin that lost touch with another host's.
 _BROKEN = re.compile("(UNKNOWN|UNAVAILABLE|ABORTED|INTERNAL|CANCELLED|DEADLINE_EXCEEDED): ")
@@ -52,39 +53,17 @@ class _LastWords:
             self._pipe.flush()
 
 
-class _Alarm:
-    """Ends this process where its main thread is not back in time, from a thread of its own."""
-
-    def __init__(self) -> None:
-        self._due, self._said = math.inf, ""
-        threading.Thread(target=self._watch, daemon=True, name="alarm").start()
-
-    def set(self, seconds: float, said: str) -> None:
-        self._due, self._said = math.inf, f"for {seconds:.0f} seconds {said}"
-        self._due = time.monotonic() + seconds
-
-    def _watch(self) -> None:
-        while time.monotonic() < self._due:
-            time.sleep(0.5)
-        print(f"error: {self._said}; this host is at", file=sys.stderr)
-        traceback.print_stack(sys._current_frames()[threading.main_thread().ident or 0])
-        sys.stderr.flush()
-        os._exit(1)  # and the last words
-
-
 _last_words: list[_LastWords] = []  # of this process, once it has joined others
-_alarms: list[_Alarm] = []  # likewise
 
 
 def join(coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> None:
     """Makes this process one of several, as `jax.distributed.initialize` does. None: the platform knows.
 
-    From then on a host that is lost, or hangs (`due`), ends the others within a minute or two: with JAX's own lines,
-    which say what host it was, or with ours, and a last line on how to go on (`if_lost`).
+    From then on the loss of a host ends the others within a minute: with JAX's own lines, which say what host it was,
+    and a last line on how to go on (`if_lost`). So does a host that hangs, once the others notice (`within`).
     """
     jax.distributed.initialize(coordinator, processes, process, heartbeat_timeout_seconds=HEARTBEAT)
     _last_words.append(_LastWords())
-    _alarms.append(_Alarm())
     if_lost("the same command on all hosts begins anew")
     sys.excepthook = lambda *error: (traceback.print_exception(*error), leave(1))  # type: ignore[assignment]
 
@@ -92,16 +71,25 @@ def join(coordinator: str | None = None, processes: int | None = None, process: 
 def if_lost(how: str) -> None:
     """How the run goes on, to be said where this process ends because it or another host was lost."""
     for words in _last_words:
-        words.set(f"the run has ended, as a host was lost (JAX's lines above say which, if it knows); {how}")
+        words.set(
+            f"the run has ended, as a host was lost or hung (the lines above say which, if JAX knows, or where); {how}"
+        )
 
 
-def due(seconds: float | None, otherwise: str = "") -> None:
-    """The main thread is to be back here in so many seconds. Otherwise it hangs: the process says so, and ends.
+@contextlib.contextmanager
+def within(seconds: float) -> Iterator[None]:
+    """What runs inside takes `seconds` at most. Otherwise it hangs: the process ends, and says where all threads are.
 
-    None: it takes what it takes. Nothing of this where the process is alone, as nobody waits for it.
+    Nothing of this in a process that has joined no others: nobody waits for it. These may not lie within each other.
     """
-    for alarm in _alarms:
-        alarm.set(math.inf if seconds is None else seconds, otherwise)
+    if not _last_words:
+        yield
+        return
+    faulthandler.dump_traceback_later(seconds, exit=True)  # by a thread that needs nothing of Python
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 def leave(status: int) -> int:

@@ -154,11 +154,13 @@ class Profile:
             jax.profiler.start_trace(self._folder)
             self._on = True
 
-    def after(self, step: int, state: Any) -> None:
-        """A step was handed to the devices; it will give `state`."""
-        if self._on and step == self._last:
+    def after(self, step: int, state: Any) -> bool:
+        """A step was handed to the devices; it will give `state`. Returns whether the trace was written thereupon."""
+        ends = self._on and step == self._last
+        if ends:
             jax.block_until_ready(state)
             self.__exit__()
+        return ends
 
     def __enter__(self) -> Profile:
         return self

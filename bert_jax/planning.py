@@ -38,11 +38,6 @@ class Stretch(NamedTuple):
         """How many of its batches have each length."""
         return batch_lengths(self.phase, self.stop - self.start, self.batches)
 
-    @property
-    def tokens(self) -> int:
-        """How many tokens its batches have in all, padding included."""
-        return self.phase.batch_size * sum(length * count for length, count in self.lengths.items())
-
 
 def batch_lengths(phase: config.Phase, steps: int, batches: data.Batches) -> collections.Counter[int]:
     """How many of a phase's batches have each length. `batches` are asked where they are grouped by length alone."""

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from bert_jax import data, flops, losses, optimizer, sharding
+from bert_jax import data, flops, hosts, losses, optimizer, sharding
 from bert_jax.config import require
 from bert_jax.experiment import Experiment
 from bert_jax.tasks.base import Batch, Pair, Vocabulary
@@ -211,8 +211,10 @@ class Program:
         for batch in data.ahead(batches.__getitem__, range(len(batches))):
             pairs, kept = self.evaluate_batch(params, batch, seed)
             total = jax.tree.map(jnp.add, total, pairs) if total else pairs
-            parts[-1:] = [*jax.device_get(parts[-1:]), kept]  # fetched a step late: the device never waits
-        parts = jax.device_get(parts)
+            with hosts.within(hosts.PATIENT):
+                parts[-1:] = [*jax.device_get(parts[-1:]), kept]  # fetched a step late: the device never waits
+        with hosts.within(hosts.PATIENT):
+            parts, total = jax.device_get((parts, total))
         whole = {}
         for name in parts[0]:
             shape = np.max([part[name].shape[1:] for part in parts], axis=0).astype(int)
@@ -220,7 +222,7 @@ class Program:
             for n, part in enumerate(parts):
                 place: Any = (batches.order(n).ids, *map(slice, part[name].shape[1:]))
                 whole[name][place] = part[name]  # the rows that fill up the last batch repeat an example
-        return means([jax.device_get(total)]), whole
+        return means([total]), whole
 
 
 def read_by(batch: Mapping[str, Any]) -> Any:

@@ -43,6 +43,7 @@ def reproduce(
 ) -> list[Result]:
     """Runs what is missing and writes the table into WORKDIR/NAME, after each run anew.
 
+    The table and its page are written at the start and after each run, not while this waits for other machines.
     A run whose loss is no number leaves its place in the table empty, and those that start from it do not run.
 
     Args:

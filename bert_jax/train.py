@@ -24,8 +24,6 @@ from bert_jax.lane import Lane, initial_state
 from bert_jax.program import TOGETHER, Program, State, means, parameter_count, read_by, step_flops
 from bert_jax.tasks.base import Batch, Context, Source
 
-HANGS = "a chip hangs, or another host"
-
 
 class Stopped(Exception):  # noqa: N818 - no error: a request that was heard
     """A signal ended the run after a whole step; the state is saved. `signum` is the signal."""
@@ -181,7 +179,7 @@ class _Loop:
         self.stop = self.plan[phase].stop
         self.tokens, self.flops = 0, 0.0  # since the last figures
         self.since: float | None = None  # when the last figures came; the first step of a phase compiles
-        self.patience = hosts.COMPILING  # for a step
+        self.patience = hosts.PATIENT  # for a step
         for lane in self.lanes:
             lane.enter(lane.plan[phase])
 
@@ -207,16 +205,15 @@ class _Loop:
                     if self.profile:
                         self.profile.before(step + 1, state)
                     shape = tuple(x.shape for x in jax.tree.leaves(batch))
-                    self.patience = self.patience if shape in shapes else hosts.COMPILING
-                    hosts.due(self.patience, f"step {step + 1} has not begun: {HANGS}")
-                    with self.goodput.at("steps" if shape in shapes else "compile"):
+                    self.patience = self.patience if shape in shapes else hosts.PATIENT
+                    with self.goodput.at("steps" if shape in shapes else "compile"), hosts.within(self.patience):
                         state, figures = self.program.step(state, batch, self.program.knobs)
                     shapes.add(shape)
                     step += 1
                     self.count(batch, stretch)
                     self.pending.append((step, figures))
-                    if self.profile:
-                        self.profile.after(step, state)
+                    if self.profile and self.profile.after(step, state):
+                        self.patience = hosts.PATIENT  # the trace is written
                     self.after(step, state)
                     signum = heard(step)
                     if signum is not None:
@@ -246,15 +243,14 @@ class _Loop:
         """Fetches the figures of the steps since the last time, checks and logs them."""
         if not self.pending:
             return
-        for one, on_device in self.pending:
-            hosts.due(self.patience, f"no figures of step {one}: {HANGS}")
-            jax.block_until_ready(on_device)
-        hosts.due(None)
+        for _, on_device in self.pending:
+            with hosts.within(self.patience):
+                jax.block_until_ready(on_device)
         steps, fetched = [s for s, _ in self.pending], jax.device_get([f for _, f in self.pending])
         self.pending = []
         now, each = time.monotonic(), []
         if self.since is not None:  # how long a step takes is known
-            self.patience = max(hosts.PATIENCE, 10 * (now - self.since) / len(steps))
+            self.patience = max(hosts.SHARED, 10 * (now - self.since) / len(steps))
         for row, lane in enumerate(self.lanes):
             figures = [{k: tuple(np.atleast_1d(x)[row] for x in pair) for k, pair in one.items()} for one in fetched]
             self.check(lane, steps, figures)
@@ -301,11 +297,12 @@ class _Loop:
                 self.progress.say(f"step {step}: validation{which}  {figures}")
         if self.since is not None:
             self.since += time.monotonic() - began  # evaluation is not training time
+        self.patience = hosts.PATIENT
 
     def save(self, step: int, state: State) -> None:
         """Checkpoints, of states whose figures are known to be good."""
         self.flush(step)
-        self.patience = hosts.COMPILING  # one host may be longer at it than the others, who wait at the next step
+        self.patience = hosts.PATIENT  # the first host writes more than the others, who wait for it at the next step
         with self.goodput.at("checkpoints"):
             for lane, own in zip(self.lanes, self.apart(state), strict=True):
                 lane.save(step, own, self.goodput)

@@ -65,7 +65,8 @@ def ours(lengths: int, *asked: Any) -> benchmark.Step:
         jax.block_until_ready(figures)
         epochs += 1
         if epochs == 1:
-            print(f"lengths={lengths}: {stretch.tokens:,} tokens; first epoch {time.perf_counter() - began:.0f} s")
+            tokens, _ = planning.tokens_and_flops(exp, state.params, [stretch.lengths])
+            print(f"lengths={lengths}: {tokens:,} tokens; first epoch {time.perf_counter() - began:.0f} s")
         return figures
 
     return run

@@ -13,7 +13,7 @@ import pytest
 from array_record.python import array_record_module
 
 import bert_jax
-from bert_jax import checkpoint, config, experiment, planning, train
+from bert_jax import checkpoint, config, experiment, lane, planning, train
 from bert_jax.config import override
 from bert_jax.experiment import Experiment
 from bert_jax.program import Program
@@ -272,7 +272,7 @@ def test_it_starts_from_the_pre_trained_weights(runs: dict[str, pathlib.Path], t
         mesh = train.sharding.make_mesh(exp.mesh)
         with train.jax.set_mesh(mesh):
             program = Program(exp, planning.find_tokenizer(exp), 10, mesh)
-            state, _ = train.initial_state(exp, program, None)
+            state, _ = lane.initial_state(exp, program, None)
         assert np.array_equal(state.params["encoder"]["embeddings"]["word"], source) == same
 
 

@@ -13,7 +13,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import bert_jax
-from bert_jax import checkpoint, config, convert, experiment, features, metrics, planning, predict, sharding, train
+from bert_jax import (
+    checkpoint,
+    config,
+    convert,
+    experiment,
+    features,
+    lane,
+    metrics,
+    planning,
+    predict,
+    sharding,
+    train,
+)
 from bert_jax.experiment import Experiment
 from bert_jax.features import Frozen
 from bert_jax.program import Program
@@ -505,7 +517,7 @@ def test_a_frozen_model_is_used_as_any_other(base: Experiment, whole: pathlib.Pa
 
 def test_a_frozen_workdir_is_a_start_for_others(base: Experiment, whole: pathlib.Path) -> None:
     fine = config.override(base, {"task.features": None, "task.bilstm": None, "init_from": str(whole)})
-    state, said = train.initial_state(
+    state, said = lane.initial_state(
         planning.resolve(fine), Program(planning.resolve(fine), VOCABULARY, 1, sharding.make_mesh(fine.mesh)), None
     )
     assert said == f"starts from the weights of {whole}"

@@ -1,11 +1,14 @@
 """The loop: exact resume, one result on every mesh and every number of hosts, and what happens when things go wrong."""
 
+import contextlib
 import dataclasses
 import json
 import pathlib
+import re
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +21,7 @@ from bert_jax import (
     checkpoint,
     config,
     experiment,
+    hosts,
     metrics,
     planning,
     sharding,
@@ -44,6 +48,23 @@ def assert_same(a: pathlib.Path, b: pathlib.Path) -> None:
     assert metrics.read(str(a), "validation") == metrics.read(str(b), "validation")
     steps = [line["step"] for line in metrics.read(str(b), "train")]
     assert steps == sorted(set(steps)), "a step was logged twice"
+
+
+def test_what_waits_has_a_time_limit(tiny: Experiment, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Data (d), a step and its figures (s); with patience (p) where a host may compile, write or score longer."""
+    limits = []
+
+    @contextlib.contextmanager
+    def within(seconds: float) -> Iterator[None]:
+        limits.append({hosts.OWN: "d", hosts.PATIENT: "p"}.get(seconds, "s"))
+        assert seconds >= hosts.OWN
+        yield
+
+    monkeypatch.setattr(hosts, "within", within)
+    train.run(override(tiny, {"every.log": 1}), str(tmp_path), quiet=True)  # a checkpoint after each third step
+    evaluation = "(dp)+p"
+    first, second = "dpp dpp dss dpp dss", "dpp dpp dss dss dpp"
+    assert re.fullmatch(f"{first}{evaluation}{second}{evaluation}".replace(" ", ""), "".join(limits))
 
 
 pytestmark = pytest.mark.usefixtures("few_devices")
