@@ -13,10 +13,8 @@ from bert_jax.experiment import Experiment
 from bert_jax.tasks.base import Context
 from bert_jax.tasks.squad import NO_CANDIDATE, Squad
 from bert_jax.tasks.windows import Question, Windows, read
-from bert_jax.tokenizer import WordPiece
+from tests.test_windows import LETTERS, VOCABULARY, entry, written
 
-LETTERS = [chr(ord("a") + n) for n in range(20)]
-VOCABULARY = WordPiece(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *LETTERS, "?", ".", "##s"], lower=True)
 TASK = Squad(train="train.json", dev="dev.json")
 
 
@@ -108,17 +106,6 @@ def test_the_reference_s_files(tmp_path: pathlib.Path) -> None:
     strict = dataclasses.replace(task, null_threshold=0.25)
     assert json.loads(strict.predictions("test", source, outputs, {})["test_predictions.json"]) == {"q": ""}
     assert list(TASK.predictions("validation", source, outputs, {})) == ["predictions.json", "nbest_predictions.json"]
-
-
-def written(folder: pathlib.Path, *entries: dict, context: str = "c d e d", name: str = "train.json") -> str:
-    data = {"data": [{"paragraphs": [{"context": context, "qas": list(entries)}]}]}
-    (folder / name).write_text(json.dumps(data))
-    return str(folder / name)
-
-
-def entry(*answers: tuple[str, int], key: str = "q1", **more: object) -> dict:
-    golds = [{"text": text, "answer_start": start} for text, start in answers]
-    return {"id": key, "question": "a?", "answers": golds, **more}
 
 
 @pytest.mark.parametrize(

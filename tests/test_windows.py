@@ -1,6 +1,7 @@
 """Questions and the windows that their contexts are read in; answers that no span of tokens gives, counted."""
 
 import itertools
+import json
 import pathlib
 
 import numpy as np
@@ -11,7 +12,20 @@ from hypothesis import strategies as st
 from bert_jax import tokenizer
 from bert_jax.tasks.windows import Question, Windows, misfits, most_context, read, windows
 from bert_jax.tokenizer import WordPiece
-from tests.test_squad import VOCABULARY, entry, written
+
+LETTERS = [chr(ord("a") + n) for n in range(20)]
+VOCABULARY = WordPiece(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *LETTERS, "?", ".", "##s"], lower=True)
+
+
+def written(folder: pathlib.Path, *entries: dict, context: str = "c d e d", name: str = "train.json") -> str:
+    data = {"data": [{"paragraphs": [{"context": context, "qas": list(entries)}]}]}
+    (folder / name).write_text(json.dumps(data))
+    return str(folder / name)
+
+
+def entry(*answers: tuple[str, int], key: str = "q1", **more: object) -> dict:
+    golds = [{"text": text, "answer_start": start} for text, start in answers]
+    return {"id": key, "question": "a?", "answers": golds, **more}
 
 
 @given(st.integers(0, 500), st.integers(1, 100), st.integers(1, 150))
