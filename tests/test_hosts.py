@@ -149,6 +149,7 @@ def test_the_loss_of_another_host_ends_the_first(
         ("jax.block_until_ready", 1, r"Timeout \(0:00:10\)!(.|\n)* in hanging\n(.|\n)* in flush\n"),
         ("train._Loop.count", 0, r"Timeout \(0:00:10\)!(.|\n)* in flush\n"),  # the other one finds out
     ],
+    ids=["data", "device", "elsewhere"],
 )
 def test_a_host_that_hangs_ends_with_the_other(
     long: Experiment, tmp_path: pathlib.Path, function: str, host: int, said: str
