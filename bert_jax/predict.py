@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from bert_jax.config import nearest, require
@@ -64,9 +64,11 @@ def answers(
     elif isinstance(task, Choose):
         names = ["context", "endings"]
     lists = isinstance(task, (Tag, Choose))
-    rows = [parse(number, line, names, optional, lists) for number, line in lines]
-    for row, answer in zip(rows, _ask(model, lines, rows, top, null_threshold), strict=True):
+    rows, error = _parse_all(lines, names, optional, lists)
+    for row, answer in zip(rows.values(), _ask(model, rows, top, null_threshold), strict=True):
         yield json.dumps({**row, **answer}, ensure_ascii=False)
+    if error:
+        raise error
 
 
 def embeddings(model: Model, lines: Sequence[tuple[int, str]], kind: str, layer: int = -1) -> Iterator[str]:
@@ -83,7 +85,8 @@ def embeddings(model: Model, lines: Sequence[tuple[int, str]], kind: str, layer:
     require(
         -most - 1 <= layer <= most, f"there is no layer {layer}: 0 (the embeddings) to {most}, or from -1 backwards"
     )
-    rows = [parse(number, line, ["text"], ["pair"]) for number, line in lines]
+    numbered, error = _parse_all(lines, ["text"], ["pair"])
+    rows = list(numbered.values())
     texts = [(row["text"], row["pair"]) if "pair" in row else row["text"] for row in rows]
     hidden = model.encode(texts, len(texts))
     for row, pieces, states, mask in zip(rows, hidden.pieces, hidden.layers[layer], hidden.mask, strict=True):
@@ -92,16 +95,31 @@ def embeddings(model: Model, lines: Sequence[tuple[int, str]], kind: str, layer:
         if kind == "tokens":
             found = {"pieces": pieces, "vectors": vectors.tolist()}
         yield json.dumps({**row, **found}, ensure_ascii=False)
+    if error:
+        raise error
+
+
+def _parse_all(
+    lines: Sequence[tuple[int, str]], names: Sequence[str], optional: Sequence[str] = (), lists: bool = False
+) -> tuple[dict[int, dict[str, Any]], ValueError | None]:
+    """The lines, by their numbers, up to one that cannot be read, and what is wrong with that: those before it are to
+    have their answers first. Where it is the first, there is nothing to wait for.
+    """
+    rows: dict[int, dict[str, Any]] = {}
+    for number, line in lines:
+        try:
+            rows[number] = parse(number, line, names, optional, lists)
+        except ValueError as error:
+            if not rows:
+                raise
+            return rows, error
+    return rows, None
 
 
 def _ask(
-    model: Model,
-    lines: Sequence[tuple[int, str]],
-    rows: Sequence[dict[str, Any]],
-    top: int,
-    null_threshold: float | None,
+    model: Model, numbered: Mapping[int, dict[str, Any]], top: int, null_threshold: float | None
 ) -> Iterator[dict[str, Any]]:
-    task, size = model.experiment.task, len(rows)
+    task, size, rows = model.experiment.task, len(numbered), list(numbered.values())
     if isinstance(task, Classify):
         texts = [(row["text"], row["pair"]) if "pair" in row else row["text"] for row in rows]
         if task.labels:
@@ -122,16 +140,18 @@ def _ask(
             yield {"tags": words, "entities": [entity._asdict() for entity in tagged.entities]}
     elif isinstance(task, Choose):
         questions = []
-        for (number, _), row in zip(lines, rows, strict=True):
+        for row in rows:
             endings = row["endings"] if isinstance(row["endings"], list) else row["endings"].split("\t")
-            require(len(endings) > 1, f"line {number} needs two endings or more")
             questions.append((row["context"], endings))
-        for _, alike in itertools.groupby(questions, key=lambda question: len(question[1])):
+        places = iter(numbered)
+        for count, alike in itertools.groupby(questions, key=lambda question: len(question[1])):
             asked = list(alike)
+            first, *_ = itertools.islice(places, len(asked))
+            require(count > 1, f"line {first} needs two endings or more")
             for (_, endings), chosen in zip(asked, model.choose(asked, len(asked)), strict=True):
                 yield {"endings": endings, **chosen._asdict()}
     else:
-        for (number, _), row in zip(lines, rows, strict=True):
+        for number, row in numbered.items():
             try:
                 yield {"fill": [one._asdict() for one in model.fill_mask(row["text"], top)]}
             except ValueError as error:

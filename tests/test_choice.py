@@ -138,5 +138,7 @@ def test_a_run_from_file_to_choices(tiny: Experiment, tmp_path: pathlib.Path) ->
     assert sum(chosen[0].probabilities) == pytest.approx(1)
     ask = [(1, json.dumps({"context": "h", "endings": ["g c", "g a"]})), (2, "h\tg b\tg d\tg e")]
     assert [json.loads(line)["choice"] for line in predict.answers(model, ask)] == [1, 0]
-    with pytest.raises(ValueError, match="line 1 needs two endings"):
-        list(predict.answers(model, [(1, "c\tg c")]))
+    found = predict.answers(model, [ask[0], (2, "c\tg c")])
+    assert json.loads(next(found))["choice"] == 1, "what stands before a bad line"
+    with pytest.raises(ValueError, match="line 2 needs two endings"):
+        next(found)

@@ -1,8 +1,10 @@
 """Lines in, JSON lines out: the forms of a line, and what is said of one that has none of them."""
 
 import dataclasses
+import functools
 import json
 import pathlib
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -68,6 +70,7 @@ def test_a_regression_from_file_to_scores(tiny: Experiment, tmp_path: pathlib.Pa
     with pytest.raises(ValueError, match="gives a score, no class"):
         model.classify("a")
     check_embeddings(model)
+    check_what_stands_before_a_bad_line_is_answered(functools.partial(predict.answers, model))
 
 
 def check_embeddings(model: Model) -> None:
@@ -92,3 +95,11 @@ def check_embeddings(model: Model) -> None:
         ask("token", 0)
     with pytest.raises(ValueError, match="line 3 is empty"):
         ask("mean", 0, [(3, "")])
+    check_what_stands_before_a_bad_line_is_answered(functools.partial(predict.embeddings, model, kind="cls"))
+
+
+def check_what_stands_before_a_bad_line_is_answered(ask: Callable[..., Iterator[str]]) -> None:
+    found = ask([(1, "a b"), (2, ""), (3, "c")])
+    assert json.loads(next(found))["text"] == "a b"
+    with pytest.raises(ValueError, match="line 2 is empty"):
+        next(found)
