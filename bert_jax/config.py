@@ -25,6 +25,14 @@ def require(condition: object, message: str) -> None:
         raise ValueError(message)
 
 
+def require_tuples(config: Any) -> None:
+    """Raises `ValueError` where a text stands for a tuple of them: ("dev.tsv") is no tuple, ("dev.tsv",) is."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        text = str(field.type).startswith("tuple") and isinstance(value, str)
+        require(not text, f"{field.name} must be a tuple, ({value!r},), not {value!r}")
+
+
 def _probability(name: str, value: float | int) -> None:
     require(0.0 <= value <= 1.0, f"{name} must lie in [0, 1], not {value}")
 

@@ -92,6 +92,19 @@ def test_an_unknown_class_or_field_in_json_is_refused() -> None:
         config.from_dict({"is": "Encoder", "layerz": 2}, experiment.kinds())
 
 
+@dataclasses.dataclass(frozen=True)
+class Files:
+    dev: tuple[str, ...] = ("dev.tsv",)
+    train: str = "train.tsv"
+
+
+def test_a_text_is_no_tuple() -> None:
+    """Where a task is written without a comma. (The suite's own type checks would refuse such a task before.)"""
+    config.require_tuples(Files())
+    with pytest.raises(ValueError, match=r"dev must be a tuple, \('dev.tsv',\), not 'dev.tsv'"):
+        config.require_tuples(dataclasses.replace(Files(), dev="dev.tsv"))
+
+
 def test_predicted_positions_are_those_of_the_recipe() -> None:
     assert [Masking().predictions(length) for length in (16, 64, 128, 512)] == [3, 10, 20, 76]
     assert Masking(max_predictions=9).predictions(128) == 9
