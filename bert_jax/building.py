@@ -27,7 +27,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from bert_jax import corpus, text, tokenizer
+from bert_jax import corpus, parallel, text, tokenizer
 from bert_jax.config import differences, require
 from bert_jax.corpus import Corpus
 from bert_jax.text import Document
@@ -88,7 +88,7 @@ def build(
         encode = functools.partial(_encode, vocabulary, dtype)
         workers = workers or len(os.sched_getaffinity(0))
         with _Writer(directory, identity, counts, last, vocabulary.unk) as writer:
-            with contextlib.closing(text.parallel_map(encode, documents, workers)) as encoded:  # type: ignore[type-var]
+            with contextlib.closing(parallel.parallel_map(encode, documents, workers)) as encoded:  # type: ignore[type-var]
                 for document, result in encoded:
                     writer.append(document, result)
             require(writer.counts["tokens"] > 0, f"no text in {', '.join(sources)}")

@@ -26,11 +26,11 @@ def require(condition: object, message: str) -> None:
 
 
 def require_tuples(config: Any) -> None:
-    """Raises `ValueError` where a text stands for a tuple of them: ("dev.tsv") is no tuple, ("dev.tsv",) is."""
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        text = str(field.type).startswith("tuple") and isinstance(value, str)
-        require(not text, f"{field.name} must be a tuple, ({value!r},), not {value!r}")
+    """Raises `ValueError` where one value stands for a tuple: ("dev.tsv") is a text, ("dev.tsv",) a tuple of one."""
+    for name, kind in typing.get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        fits = typing.get_origin(kind) is not tuple or isinstance(value, (tuple, list))
+        require(fits, f"{name} must be a tuple, with a comma after a single item, not {value!r}")
 
 
 def _probability(name: str, value: float | int) -> None:

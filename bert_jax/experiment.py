@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeAlias
 from etils import epath
 
 from bert_jax import config
-from bert_jax.config import require
+from bert_jax.config import require, require_tuples
 from bert_jax.tasks.base import Task
 from bert_jax.tasks.choice import Choose
 from bert_jax.tasks.classify import Classify
@@ -47,6 +47,7 @@ class Experiment:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        require_tuples(self)
         require(bool(self.phases), "an experiment needs at least one phase")
         require(0 <= self.seed < 2**31, f"seed must lie in [0, 2^31), not {self.seed}")
         if self.encoder is not None:

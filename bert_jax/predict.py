@@ -64,8 +64,8 @@ def answers(
     elif isinstance(task, Choose):
         names = ["context", "endings"]
     lists = isinstance(task, (Tag, Choose))
-    rows, error = _parse_all(lines, names, optional, lists)
-    for row, answer in zip(rows.values(), _ask(model, rows, top, null_threshold), strict=True):
+    numbered, error = _parse_all(lines, names, optional, lists)
+    for row, answer in zip(numbered.values(), _ask(model, numbered, top, null_threshold), strict=True):
         yield json.dumps({**row, **answer}, ensure_ascii=False)
     if error:
         raise error
@@ -140,14 +140,13 @@ def _ask(
             yield {"tags": words, "entities": [entity._asdict() for entity in tagged.entities]}
     elif isinstance(task, Choose):
         questions = []
-        for row in rows:
+        for number, row in numbered.items():
             endings = row["endings"] if isinstance(row["endings"], list) else row["endings"].split("\t")
-            questions.append((row["context"], endings))
-        places = iter(numbered)
-        for count, alike in itertools.groupby(questions, key=lambda question: len(question[1])):
-            asked = list(alike)
-            first, *_ = itertools.islice(places, len(asked))
-            require(count > 1, f"line {first} needs two endings or more")
+            questions.append((number, row["context"], endings))
+        for count, alike in itertools.groupby(questions, key=lambda question: len(question[2])):
+            group = list(alike)
+            require(count > 1, f"line {group[0][0]} needs two endings or more")
+            asked = [(context, endings) for _, context, endings in group]
             for (_, endings), chosen in zip(asked, model.choose(asked, len(asked)), strict=True):
                 yield {"endings": endings, **chosen._asdict()}
     else:

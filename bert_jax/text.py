@@ -1,14 +1,12 @@
 """Documents and sentences: from text files, JSON lines, TFDS data sets and the Python documentation of this machine.
 
-`documents` reads, in a fixed order and bounded memory; `sentences` does the work, in as many processes as
-`parallel_map` is given. Nothing here imports JAX, so a worker starts quickly.
+`documents` reads, in a fixed order and bounded memory; `sentences` does the work. Nothing here imports JAX, so a
+process that does it starts quickly.
 """
 
 from __future__ import annotations
 
 import bz2
-import collections
-import concurrent.futures
 import dataclasses
 import glob
 import gzip
@@ -16,14 +14,12 @@ import io
 import itertools
 import json
 import lzma
-import multiprocessing
 import os
 import pathlib
 import re
-import signal
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import sentencex
 import zstandard
@@ -31,10 +27,7 @@ import zstandard
 from bert_jax import docstrings
 from bert_jax.config import nearest, require
 
-T = TypeVar("T")
-
 LONGEST = 1 << 20  # characters; a longer document is cut into several, at the end of a line where there is one
-BATCH = 1 << 18  # characters that a worker process gets at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -376,65 +369,3 @@ def _tfds_rows(name: str, rows: Sequence[dict[str, Any]], field: str) -> Iterato
 def _python_docs(source: str) -> Iterator[Document]:
     wanted = [name for name in source.partition(":")[2].split(",") if name]
     return (Document(name, code, "python") for name, code in docstrings.modules(wanted))
-
-
-# --- processes
-
-
-def parallel_map(
-    function: Callable[[Document], T], documents: Iterable[Document], workers: int
-) -> Iterator[tuple[Document, T]]:
-    """Each document with `function(document)`, in order, worked out by so many processes; by this one below 2.
-
-    A few dozen batches are under way at a time, so memory is bounded by them and not by `documents`. `function` is
-    pickled once for each worker: a top-level function, or a `functools.partial` of one. Workers are spawned, not
-    forked, since a fork of a process in which JAX has started threads can hang: a script needs its
-    `if __name__ == "__main__"`.
-
-    Raises:
-      Whatever `function` or `documents` raises; `BrokenProcessPool` where a worker dies.
-    """
-    if workers < 2:
-        yield from ((document, function(document)) for document in documents)
-        return
-    pool = concurrent.futures.ProcessPoolExecutor(
-        workers, multiprocessing.get_context("spawn"), initializer=_start, initargs=(function,)
-    )
-    under_way: collections.deque[tuple[list[Document], concurrent.futures.Future]] = collections.deque()
-    try:
-        for batch in _batches(documents):
-            under_way.append((batch, pool.submit(_work, batch)))
-            if len(under_way) > 4 * workers:
-                done, future = under_way.popleft()
-                yield from zip(done, future.result(), strict=True)
-        for done, future in under_way:
-            yield from zip(done, future.result(), strict=True)
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    """Documents in lists of about `BATCH` characters."""
-    batch: list[Document] = []
-    held = 0
-    for document in documents:
-        batch.append(document)
-        held += len(document.text)
-        if held >= BATCH:
-            yield batch
-            batch, held = [], 0
-    if batch:
-        yield batch
-
-
-_function: Callable[[Document], Any]  # of a worker
-
-
-def _start(function: Callable[[Document], Any]) -> None:
-    global _function
-    _function = function
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it too, and ends the pool
-
-
-def _work(batch: list[Document]) -> list[Any]:
-    return list(map(_function, batch))

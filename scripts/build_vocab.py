@@ -18,7 +18,7 @@ import rich.console
 import rich.progress
 from absl import app, flags
 
-from bert_jax import text, tokenizer, vocabularies
+from bert_jax import parallel, text, tokenizer, vocabularies
 
 _INPUT = flags.DEFINE_multi(  # type: ignore[call-overload]
     flags.ListParser(),
@@ -67,7 +67,7 @@ def main(argv: list[str]) -> None:
     sample: list[str] = []
     try:
         documents = text.documents(sources, errors=_ERRORS.value, field=_FIELD.value)
-        split = text.parallel_map(text.sentences, documents, len(os.sched_getaffinity(0)))
+        split = parallel.parallel_map(text.sentences, documents, len(os.sched_getaffinity(0)))
         sentences = itertools.chain.from_iterable(found for _, found in split)
         texts = _watched(text.at_most(sentences, _MAX_MB.value * 10**6 or sys.maxsize), sample)
         if _KIND.value == "wordpiece":

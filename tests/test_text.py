@@ -1,14 +1,13 @@
 """Documents and sentences: each kind of source, and what is said of a bad one."""
 
 import bz2
-import functools
 import gzip
 import json
 import lzma
 import pathlib
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import zstandard
@@ -290,50 +289,6 @@ def test_sentences_of_flores(real_data: pathlib.Path, language: str) -> None:
     lines = [line.strip() for line in content.split("\n") if line.strip()]
     found = text.sentences(Document("d", ("" if language.startswith("zho") else " ").join(lines)))
     assert len(set(found) & set(lines)) > 0.75 * len(lines)
-
-
-# --- processes
-
-
-def numbered(count: int) -> Iterator[Document]:
-    return (Document(str(i), f"Text number {i}. And more.\n" * (1 + i % 7)) for i in range(count))
-
-
-def fail_at(name: str, document: Document) -> str:
-    if document.name == name:
-        raise KeyError(f"in {name}")
-    return document.name
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-def test_parallel_map(workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(text, "BATCH", 500)  # many batches
-    expected = [(document, text.sentences(document)) for document in numbered(200)]
-    assert list(text.parallel_map(text.sentences, numbered(200), workers)) == expected
-    assert list(text.parallel_map(text.sentences, numbered(0), workers)) == []
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-def test_parallel_map_hands_on_errors(workers: int) -> None:
-    with pytest.raises(KeyError, match="in 7"):
-        list(text.parallel_map(functools.partial(fail_at, "7"), numbered(20), workers))
-
-
-def test_parallel_map_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It reads no further ahead than a few batches, and stops its workers when it is left."""
-    monkeypatch.setattr(text, "BATCH", 1)
-    taken = 0
-
-    def endless() -> Iterator[Document]:
-        nonlocal taken
-        while True:
-            taken += 1
-            yield Document(str(taken), "A text.")
-
-    found = text.parallel_map(text.sentences, endless(), 2)
-    assert next(found)[0].name == "1"
-    assert taken < 20
-    found.close()  # type: ignore[attr-defined]
 
 
 def test_at_most() -> None:
