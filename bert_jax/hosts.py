@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import faulthandler
+import json
 import os
 import re
 import signal
@@ -12,10 +13,11 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 # After so many seconds without a sign of life a host counts as lost. JAX's 100 would keep a pod idle for longer than
@@ -92,6 +94,15 @@ def within(seconds: float) -> Iterator[None]:
         faulthandler.cancel_dump_traceback_later()
 
 
+def agreed(value: Any) -> Any:
+    """The first host's value, on every host: what it alone reads. JSON values; all hosts must call this together."""
+    text = json.dumps(value).encode()
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
+    padded = np.zeros(size, np.uint8)
+    padded[: min(size, len(text))] = np.frombuffer(text, np.uint8)[:size]
+    return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(padded)).tobytes())
+
+
 def leave(status: int) -> int:
     """Ends this process at once if there are others: an orderly end would wait for them, and they for it."""
     if not _last_words:
@@ -115,35 +126,73 @@ def together() -> Iterator[None]:
         raise
 
 
-@contextlib.contextmanager
-def signals() -> Iterator[Callable[[int], int | None]]:
-    """Turns SIGTERM and SIGINT into a question that a loop asks after each step, with its number: the signal, or None.
+class Interrupted(KeyboardInterrupt):
+    """A signal that ends what runs at once. No `Exception`: code that handles errors does not hold it up."""
 
-    All hosts get the same answer at the same step, whichever heard the signal; it costs the devices nothing. JAX then
-    listens to SIGTERM itself, and agrees on the step in the background. A single process stops at once, and a second
-    signal ends it where it is.
+    def __init__(self, signum: int) -> None:
+        super().__init__(f"interrupted by {signal.Signals(signum).name}")
+        self.signum = signum
+
+
+class Signals:
+    """SIGTERM and SIGINT of a run. Outside of `deferred` they raise `Interrupted` at once: there is nothing to save.
+
+    Inside it the first one is kept, to be asked for where the state can be saved; a second one raises. With several
+    hosts all get the same answer at the same step, whichever heard the signal, at no cost to the devices: JAX listens
+    to SIGTERM and agrees on the step in the background.
     """
-    heard: list[int] = []
 
-    def hear(signum: int, _: object) -> None:
-        if heard:
-            raise KeyboardInterrupt
-        heard.append(signum)
+    def __init__(self) -> None:
+        self._kept: list[int] = []
+        self._deferred = False
 
-    def agreed(step: int) -> int | None:
-        return signal.SIGTERM if multihost_utils.reached_preemption_sync_point(step) else None
+    def at_step(self, step: int) -> int | None:
+        """The signal that was heard, or None; to be asked by all hosts after each step, with its number."""
+        if jax.process_count() > 1:
+            return signal.SIGTERM if multihost_utils.reached_preemption_sync_point(step) else None
+        return self.heard
 
-    handlers: dict[signal.Signals, Any] = dict.fromkeys((signal.SIGTERM, signal.SIGINT), hear)
-    if jax.process_count() > 1:
-        handlers = {signal.SIGINT: lambda *_: os.kill(os.getpid(), signal.SIGTERM)}
-    before: dict[signal.Signals, Any] = {signum: signal.getsignal(signum) for signum in handlers}
+    @property
+    def heard(self) -> int | None:
+        """The signal that a single process heard; of several hosts None, as the others may not have heard it."""
+        return self._kept[0] if self._kept and jax.process_count() == 1 else None
+
+    def interrupt(self) -> None:
+        """Raises `Interrupted` where one was `heard`."""
+        if self.heard is not None:
+            raise Interrupted(self.heard)
+
+    @contextlib.contextmanager
+    def deferred(self) -> Iterator[None]:
+        """What runs inside is not interrupted by the first signal."""
+        self._deferred = True
+        try:
+            yield
+        finally:
+            self._deferred = False
+
+    def hear(self, signum: int, _: object) -> None:
+        if jax.process_count() > 1:  # JAX hears SIGTERM itself; SIGINT is passed on as one
+            os.kill(os.getpid(), signal.SIGTERM)
+        elif self._deferred and not self._kept:
+            self._kept.append(signum)
+        else:
+            raise Interrupted(signum)
+
+
+@contextlib.contextmanager
+def signals() -> Iterator[Signals]:
+    """Listens to SIGTERM and SIGINT. Outside of the main thread, a notebook's or a test's, they stay as they are."""
+    found = Signals()
+    handled = (signal.SIGINT,) if jax.process_count() > 1 else (signal.SIGTERM, signal.SIGINT)
+    before: dict[signal.Signals, Any] = {signum: signal.getsignal(signum) for signum in handled}
     try:
-        for signum, handler in handlers.items():
-            signal.signal(signum, handler)
-    except ValueError:  # not in the main thread: a notebook's or a test's; signals stay as they are
+        for signum in handled:
+            signal.signal(signum, found.hear)
+    except ValueError:
         before = {}
     try:
-        yield agreed if jax.process_count() > 1 else lambda _: heard[0] if heard else None
+        yield found
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
-from etils import epath
 
-from bert_jax import checkpoint, experiment, metrics, planning, pretrained, sharding
+from bert_jax import checkpoint, claims, config, experiment, files, metrics, planning, pretrained, sharding
 from bert_jax.experiment import Experiment
 from bert_jax.program import Program, State, parameter_count
 from bert_jax.tasks.base import Context, Source
+
+Kept: TypeAlias = dict[str, dict[str, np.ndarray]]  # by split, what the task keeps of each example
 
 
 class Lane:
@@ -31,7 +32,7 @@ class Lane:
         quiet: bool,
     ) -> None:
         """Reads all that the run needs, and writes nothing. `sources` are those that other runs of its program read."""
-        self.exp, self.workdir, self.folder, self.quiet = exp, workdir, epath.Path(workdir), quiet
+        self.exp, self.workdir, self.folder, self.quiet = exp, workdir, files.path(workdir), quiet
         self.context, self.vocabulary = context, context.tokenizer
         place = sharding.batch_sharding(mesh)
         self.plan = planning.stretches(exp, self.context, place, sources)
@@ -40,100 +41,160 @@ class Lane:
         )
         self.main = jax.process_index() == 0
         self.result: dict[str, Any] | None = None
-        self.scores: dict[str, float] = {}
-        self.kept: dict[str, dict[str, np.ndarray]] = {}  # what the task keeps of each split, at the last evaluation
         self.checkpoints: checkpoint.Checkpoints | None = None
         self.writer: metrics.Writer | None = None
+        self.claim: claims.Claim | None = None
         self.earlier: dict[str, float] = {}  # of the run's earlier calls: see metrics.Goodput
+        self.carried: dict[str, Any] = {}  # sums of figures since the last log, which the checkpoint came before
+        self.evaluated: set[int] = set()  # steps whose validation figures are written
+        self._latest: tuple[int, dict[str, float], Kept] | None = None  # the last evaluation: step, figures, outputs
+        self._baselines: dict[int, dict[str, float]] = {}  # by the step that their phase begins at
 
-    def open(self) -> None:
-        """Records the run in its workdir, and finds out how far it came: `start`, and `result` where it is done."""
+    def open(self, say: Callable[[str], None]) -> None:
+        """Records the run in its workdir, and finds out how far it came: `start`, and `result` where it is done.
+
+        Raises:
+          ValueError: another process trains in the workdir, or another experiment is recorded there.
+        """
         if self.main:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            files.make_folder(self.folder)
+            self.claim = claims.acquire_or_wait(self.folder / "run.lock", self.workdir, say)
             experiment.record(self.exp, self.workdir)
-            self.vocabulary.save(str(self.folder / "tokenizer"))
+            if not (self.folder / "tokenizer").exists():  # else it is the same: planning.find_tokenizer
+                self.vocabulary.save(self.folder / "tokenizer")
         if self.context.frozen is not None:
             checkpoint.write_frozen(self.workdir, self.context.frozen.params)
         self.checkpoints = checkpoint.Checkpoints(self.workdir, self.exp.every.keep)
         self.start = self.checkpoints.latest()
-        finished = self.folder / "result.json"
-        predicted = not self.exp.predict or (self.folder / "predictions").exists()
-        if self.start == self.plan[-1].stop and finished.exists() and predicted:
-            self.result = json.loads(finished.read_text())
-        elif self.main:
-            self.writer = metrics.Writer(self.workdir, -1 if self.start is None else self.start)
-        self.enter(self.plan[-1])
+        if self.start == self.plan[-1].stop:
+            self.result = self._finished()
+        if self.result is None and self.main:
+            self._resume(-1 if self.start is None else self.start)
 
-    def enter(self, stretch: planning.Stretch) -> None:
-        """A phase begins: it is evaluated at its own length."""
-        self.validation = stretch.validation
-        self.baselines = self.exp.task.baselines(self.context, stretch.phase.length)
+    def _finished(self) -> dict[str, Any] | None:
+        """What result.json says; None where it is not there, or lacks predictions that are wanted."""
+        path = self.folder / "result.json"
+        if not path.exists():
+            return None
+        result = config.read_json(path)
+        named = result.get("predictions")
+        whole = named is not None and all((self.folder / "predictions" / name).exists() for name in named)
+        return result if whole or not self.exp.predict else None
 
-    def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
+    def _resume(self, step: int) -> None:
+        """Opens the log, and reads what it says of `step` and before."""
+        self.writer = metrics.Writer(self.workdir, step)
+        lines = metrics.read(self.workdir)
+        self.evaluated = {line["step"] for line in lines if line["split"] == "validation"}
+        self.carried = next((line for line in lines if (line["step"], line["split"]) == (step, "since_log")), {})
+
+    def check_claim(self) -> None:
+        """Raises `ValueError` where another process has taken the workdir: two must not write to it."""
+        if self.claim and self.claim.lost:
+            raise ValueError(
+                f"another process has taken over {self.workdir}, since this one gave no sign of life for "
+                f"{claims.STALE:.0f} seconds; this one ends, and the other goes on from the last checkpoint"
+            )
+
+    def write(self, step: int, split: str, values: Mapping[str, float], **more: Any) -> None:
         if self.writer:
-            self.writer.write(step, split, values)
+            self.writer.write(step, split, values, **more)
 
-    def evaluate(self, program: Program, step: int, params: Any) -> dict[str, float]:
-        """The scores of all validation splits, with the baselines; written, and kept for the end."""
-        self.scores = {}
-        for split, batches in self.validation.items():
-            figures, self.kept[split] = program.evaluate(params, batches, self.exp.seed)
-            figures |= self.exp.task.score(batches.source, self.kept[split])
-            suffix = f"_{split}" if self.scores else ""
-            self.scores |= {name + suffix: value for name, value in figures.items()}
-        self.write(step, "validation", {**self.scores, **self.baselines})
-        return {**self.scores, **self.baselines}
+    def baselines(self, stretch: planning.Stretch) -> dict[str, float]:
+        """What the scores of a phase's validation data must be held against."""
+        if stretch.start not in self._baselines:
+            self._baselines[stretch.start] = self.exp.task.baselines(self.context, stretch.phase.length)
+        return self._baselines[stretch.start]
 
-    def save(self, step: int, state: State, goodput: metrics.Goodput) -> None:
+    def evaluate(
+        self, program: Program, step: int, params: Any, stretch: planning.Stretch, interrupt: Callable[[], None]
+    ) -> dict[str, float]:
+        """The scores of all validation splits at the length of a phase, with the baselines; written, and kept.
+
+        `interrupt` is called between batches, and may raise; then nothing is written.
+        """
+        scores: dict[str, float] = {}
+        kept: Kept = {}
+        for split, batches in stretch.validation.items():
+            figures, kept[split] = program.evaluate(params, batches, self.exp.seed, interrupt)
+            figures |= self.exp.task.score(batches.source, kept[split])
+            suffix = f"_{split}" if scores else ""
+            scores |= {name + suffix: value for name, value in figures.items()}
+        scores |= self.baselines(stretch)
+        if step not in self.evaluated:
+            self.write(step, "validation", scores)
+            self.evaluated.add(step)
+        self._latest = step, scores, kept
+        return scores
+
+    def save(self, step: int, state: State, goodput: metrics.Goodput, since_log: Mapping[str, Any]) -> None:
+        """A checkpoint, with what a run that goes on from it must know of the time and the figures until then."""
         assert self.checkpoints is not None
-        if self.checkpoints.save(step, state) and self.writer:
+        self.check_claim()
+        if step == self.checkpoints.latest():
+            return
+        if self.writer:
             self.writer.write(step, "goodput", goodput.seconds(self.earlier), time=round(time.time(), 1))
+            if since_log:
+                self.writer.write(step, "since_log", {}, **since_log)
+            self.writer.sync()
+        self.checkpoints.save(step, state)
 
-    def finish(self, program: Program, state: State, goodput: metrics.Goodput) -> None:
-        """Predictions and result.json, once the last checkpoint is on disk."""
-        step, metric = int(state.step), self.exp.task.metric
+    def finish(self, program: Program, state: State, goodput: metrics.Goodput, interrupt: Callable[[], None]) -> None:
+        """Predictions and result.json, once the last checkpoint is on disk: of the last phase, however it came here."""
+        step, metric, last = int(state.step), self.exp.task.metric, self.plan[-1]
         lengths = [stretch.lengths for stretch in self.plan]
         tokens, operations = planning.tokens_and_flops(self.exp, state.params, lengths)
-        if not self.scores:  # killed between the last checkpoint and the result
-            self.evaluate(program, step, state.params)
-        self.result = {
+        if self._latest is None or self._latest[0] != step:  # the run was cut between the last checkpoint and here
+            self.evaluate(program, step, state.params, last, interrupt)
+        assert self._latest is not None
+        _, scores, kept = self._latest
+        result = {
             "step": step,
             "done": True,
-            **({"metric": metric, "score": self.scores[metric]} if metric else {}),
-            **self.scores,
-            **self.baselines,
+            **({"metric": metric, "score": scores[metric]} if metric else {}),
+            **scores,
             "parameters": parameter_count(state.params),
             "tokens": tokens,
             "flops": operations,
             "seconds": sum(line.get("seconds", 0.0) for line in metrics.read(self.workdir, "train")),  # in steps
             "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         }
-        files = self._predictions(program, state.params) if self.exp.predict else {}
-        self.result["goodput"] = metrics.Goodput.shares(goodput.seconds(self.earlier))
-        if not self.main:
-            return
-        if files:
-            (self.folder / "predictions").mkdir(parents=True, exist_ok=True)
-        for name, content in files.items():
-            (self.folder / "predictions" / name).write_text(content)
-        whole = self.folder / ".result.json"  # others may be waiting for it: it is there whole or not at all
-        whole.write_text(json.dumps(self.result, indent=1) + "\n")
-        whole.replace(self.folder / "result.json")
+        if self.exp.predict:
+            written = self._predictions(program, state.params, scores, kept, interrupt)
+            result["predictions"] = sorted(written)
+            if self.main:
+                for name, content in written.items():
+                    files.write(self.folder / "predictions" / name, content)
+        result["goodput"] = metrics.Goodput.shares(goodput.seconds(self.earlier))
+        if self.main:
+            self.check_claim()
+            files.write(self.folder / "result.json", json.dumps(result, indent=1) + "\n")
+        self.result = result
 
-    def _predictions(self, program: Program, params: Any) -> dict[str, str]:
-        """The task's files of predictions, of what was evaluated last and of the test splits."""
-        for split, batches in self.tests.items():
-            _, self.kept[split] = program.evaluate(params, batches, self.exp.seed)
-        files: dict[str, str] = {}
-        for split, batches in {**self.validation, **self.tests}.items():
-            files |= self.exp.task.predictions(split, batches.source, self.kept[split], self.scores)
-        return files
+    def _predictions(
+        self, program: Program, params: Any, scores: Mapping[str, float], kept: Kept, interrupt: Callable[[], None]
+    ) -> dict[str, str]:
+        """The task's files of predictions, of the validation and test splits."""
+        tests = {
+            split: program.evaluate(params, batches, self.exp.seed, interrupt)[1]
+            for split, batches in self.tests.items()
+        }
+        written: dict[str, str] = {}
+        for split, batches in {**self.plan[-1].validation, **self.tests}.items():
+            written |= self.exp.task.predictions(split, batches.source, {**kept, **tests}[split], scores)
+        return written
 
     def close(self) -> None:
-        if self.writer:
-            self.writer.close()
-        if self.checkpoints:
-            self.checkpoints.close()
+        """Waits for checkpoints, and gives the workdir free."""
+        try:
+            if self.writer:
+                self.writer.close()
+            if self.checkpoints:
+                self.checkpoints.close()
+        finally:
+            if self.claim:
+                self.claim.release()
 
 
 def initial_state(exp: Experiment, program: Program, checkpoints: checkpoint.Checkpoints | None) -> tuple[State, str]:

@@ -1,4 +1,4 @@
-"""What a run says while it goes: metrics.jsonl, TensorBoard events, a live line; and where its time went."""
+"""Logging: metrics.jsonl, TensorBoard events, a progress line; goodput, which says where the time went; traces."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import sys
+import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar
@@ -14,7 +15,8 @@ import jax
 import rich.console
 import rich.progress
 import tensorboardX
-from etils import epath
+
+from bert_jax import files
 
 T = TypeVar("T")
 
@@ -22,48 +24,61 @@ T = TypeVar("T")
 class Writer:
     """Appends to the workdir's metrics.jsonl ("step", "split", then names and numbers) and TensorBoard events.
 
-    Lines past `step`, the step that a run resumes at, are dropped: they are about to be written again.
+    Lines past `step`, the step that a run resumes at, are dropped: they are about to be written again. Of a workdir in
+    a bucket the events are kept in a local folder until `sync`.
     """
 
     def __init__(self, workdir: str, step: int = -1) -> None:
-        epath.Path(workdir).mkdir(parents=True, exist_ok=True)
-        self._path = epath.Path(workdir) / "metrics.jsonl"
-        kept = [line for line in read(workdir) if line["step"] <= step]
-        self._path.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        self._local = "://" not in str(workdir)
+        folder = files.make_folder(workdir)
+
+        def keep(text: str) -> bool:
+            line = _parsed(text)
+            return line is not None and line["step"] <= step
+
+        self._lines = files.Lines(folder / "metrics.jsonl", keep)
+        self._charts = folder / "tensorboard"
+        self._local = tempfile.TemporaryDirectory() if files.remote(workdir) else None
         self._events = tensorboardX.SummaryWriter(
-            str(epath.Path(workdir) / "tensorboard"), purge_step=step + 1 if step >= 0 else None, write_to_disk=True
+            self._local.name if self._local else str(self._charts),
+            purge_step=step + 1 if step >= 0 else None,
+            write_to_disk=True,
         )
 
-    def write(self, step: int, split: str, values: Mapping[str, float], **more: float) -> None:
+    def write(self, step: int, split: str, values: Mapping[str, float], **more: Any) -> None:
         """Numbers for a line and the charts; `more` is for the line alone, and not rounded."""
         figures = {name: _rounded(value) for name, value in values.items()}
-        line = json.dumps({"step": step, "split": split, **figures, **more}) + "\n"
-        if self._local:
-            with self._path.open("a") as file:
-                file.write(line)
-        else:  # object stores do not append
-            self._path.write_text(self._path.read_text() + line)
+        self._lines.append(json.dumps({"step": step, "split": split, **figures, **more}))
         for name, value in values.items():
             self._events.add_scalar(f"{split}/{name}", value, step)
         self._events.flush()
 
+    def sync(self) -> None:
+        """Everything that was written is on disk, or in the bucket, when this returns."""
+        self._lines.sync()
+        if self._local:
+            files.upload(self._local.name, self._charts)
+
     def close(self) -> None:
+        self._lines.close()
         self._events.close()
+        if self._local:
+            files.upload(self._local.name, self._charts)
+            self._local.cleanup()
 
 
 def read(workdir: str, split: str | None = None) -> list[dict[str, Any]]:
-    """The lines of a workdir's metrics.jsonl, of one split or of all; a last line cut short by a kill is left out."""
-    path = epath.Path(workdir) / "metrics.jsonl"
-    lines = []
-    for text in path.read_text().splitlines() if path.exists() else []:
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError:
-            continue
-        if split in (None, line["split"]):
-            lines.append(line)
-    return lines
+    """The lines of a workdir's metrics.jsonl, of one split or of all; what is damaged is left out."""
+    lines = (_parsed(text) for text in files.read_lines(files.path(workdir) / "metrics.jsonl"))
+    return [line for line in lines if line is not None and split in (None, line["split"])]
+
+
+def _parsed(text: str) -> dict[str, Any] | None:
+    """A line of metrics.jsonl; None where it is not one."""
+    try:
+        line = json.loads(text)
+    except ValueError:
+        return None
+    return line if isinstance(line, dict) and {"step", "split"} <= line.keys() else None
 
 
 def _rounded(value: float) -> float | None:
@@ -146,12 +161,13 @@ class Profile:
 
     def __init__(self, folder: str, first: int, last: int) -> None:
         self._folder, self._first, self._last, self._on = folder, first, last, False
+        self._local = tempfile.TemporaryDirectory() if files.remote(folder) else None
 
     def before(self, step: int, state: Any) -> None:
         """A step is about to be handed to the devices; it works on `state`."""
         if not self._on and self._first <= step <= self._last:
             jax.block_until_ready(state)  # steps before the first are none of it
-            jax.profiler.start_trace(self._folder)
+            jax.profiler.start_trace(self._local.name if self._local else self._folder)
             self._on = True
 
     def after(self, step: int, state: Any) -> bool:
@@ -169,6 +185,9 @@ class Profile:
         if self._on:
             self._on = False
             jax.profiler.stop_trace()
+            if self._local:
+                files.upload(self._local.name, self._folder)
+                self._local.cleanup()
 
 
 class Progress:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import operator
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -47,6 +47,14 @@ class Knobs(NamedTuple):
 def key(seed: Any, name: str) -> jax.Array:
     """A key of its own for each use of randomness, folded from the one seed."""
     return jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
+
+
+class Totals(NamedTuple):
+    """What the figures of several steps add up to, on the devices. Arrays [], or [S] of several runs."""
+
+    pairs: dict[str, Pair]
+    steps: Any  # int32, how many
+    bad: Any  # int32, the first of them whose figures were not all finite, counted from 1; 0: none
 
 
 class Program:
@@ -86,6 +94,10 @@ class Program:
                 lambda states: tuple(jax.tree.map(operator.itemgetter(n), states) for n in range(count)),
                 out_shardings=(self.shardings,) * count,
             )
+            self.split_params = jax.jit(
+                lambda params: tuple(jax.tree.map(operator.itemgetter(n), params) for n in range(count)),
+                out_shardings=(self.shardings.params,) * count,
+            )
         seeds, rates = zip(*((one.seed, one.optimizer.learning_rate) for one in self.experiments), strict=True)
         self.knobs = Knobs(np.asarray(seeds, np.int32), np.asarray(rates, np.float32))
         self.knobs = self.knobs if others else jax.tree.map(operator.itemgetter(0), self.knobs)
@@ -96,6 +108,9 @@ class Program:
             out_shardings=(states, replicated),
             donate_argnums=0,
         )
+        # Donated: what the steps' figures add up to stays where it is until it is logged.
+        self.add = jax.jit(jax.vmap(_added) if others else _added, donate_argnums=0)
+        self.begin = jax.jit(jax.vmap(_begun) if others else _begun)
         self.evaluate_batch = jax.jit(
             self._evaluate,
             in_shardings=(self.shardings.params, self.batch_sharding, replicated),
@@ -105,6 +120,16 @@ class Program:
     def init(self, seed: int | None = None) -> State:
         """The state that a run begins with, by default that of the experiment's own seed."""
         return self._compiled_init(self.experiment.seed if seed is None else seed)
+
+    def on_devices(self, value: Any) -> Any:
+        """The same NumPy values on every device, so that they need not go there with each call."""
+        replicated = jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec())
+
+        def put(leaf: Any) -> jax.Array:
+            array = np.asarray(leaf)
+            return jax.make_array_from_callback(array.shape, replicated, lambda index: array[index])
+
+        return jax.tree.map(put, value)
 
     def abstract_state(self) -> State:
         """Shapes and shardings, for a checkpoint to be restored onto."""
@@ -199,22 +224,28 @@ class Program:
         return {**parts, **figures}, self.experiment.task.kept(outputs)
 
     def evaluate(
-        self, params: Any, batches: data.Batches, seed: int | None = None
+        self,
+        params: Any,
+        batches: data.Batches,
+        seed: int | None = None,
+        interrupt: Callable[[], None] = lambda: None,
     ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
         """The figures over every example of a split, each counted once, and what the task keeps of each, in order.
 
-        Arrays of batches of different lengths are filled up with zeros.
+        Arrays of batches of different lengths are filled up with zeros. `interrupt` is called before each batch.
         """
-        seed = self.experiment.seed if seed is None else seed
-        total: dict[str, Pair] = {}
+        on_devices = self.on_devices(np.int32(self.experiment.seed if seed is None else seed))
+        total: Totals | None = None
         parts: list[Any] = []
         for batch in data.ahead(batches.__getitem__, range(len(batches))):
-            pairs, kept = self.evaluate_batch(params, batch, seed)
-            total = jax.tree.map(jnp.add, total, pairs) if total else pairs
+            interrupt()
+            pairs, kept = self.evaluate_batch(params, batch, on_devices)
+            total = _add_one(total, pairs) if total else _begin_one(pairs)
             with hosts.within(hosts.PATIENT):
                 parts[-1:] = [*jax.device_get(parts[-1:]), kept]  # fetched a step late: the device never waits
+        assert total is not None
         with hosts.within(hosts.PATIENT):
-            parts, total = jax.device_get((parts, total))
+            parts, pairs = jax.device_get((parts, total.pairs))
         whole = {}
         for name in parts[0]:
             shape = np.max([part[name].shape[1:] for part in parts], axis=0).astype(int)
@@ -222,7 +253,7 @@ class Program:
             for n, part in enumerate(parts):
                 place: Any = (batches.order(n).ids, *map(slice, part[name].shape[1:]))
                 whole[name][place] = part[name]  # the rows that fill up the last batch repeat an example
-        return means([total]), whole
+        return means(pairs), whole
 
 
 def read_by(batch: Mapping[str, Any]) -> Any:
@@ -242,9 +273,24 @@ def step_flops(exp: Experiment, params: Any, length: int, rows: int) -> float:
     return flops.of_step(exp.encoder, params, sequences, length, exp.task.predicted(length))
 
 
-def means(figures: list[dict[str, Any]]) -> dict[str, float]:
-    """The means of several steps' (sum, weight) pairs, on the host, with the perplexity of a language model's loss."""
-    sums = {name: np.sum([np.asarray(one[name], np.float64) for one in figures], axis=0) for name in figures[0]}
+def _begun(figures: dict[str, Pair]) -> Totals:
+    """Of one step."""
+    finite = jnp.stack([jnp.isfinite(total).all() for total, _ in figures.values()]).all()
+    return Totals(figures, jnp.int32(1), jnp.where(finite, 0, 1).astype(jnp.int32))
+
+
+def _added(totals: Totals, figures: dict[str, Pair]) -> Totals:
+    one = _begun(figures)
+    bad = jnp.where((totals.bad == 0) & (one.bad > 0), totals.steps + 1, totals.bad)
+    return Totals(jax.tree.map(jnp.add, totals.pairs, figures), totals.steps + 1, bad)
+
+
+_add_one, _begin_one = jax.jit(_added, donate_argnums=0), jax.jit(_begun)
+
+
+def means(figures: Mapping[str, Any]) -> dict[str, float]:
+    """The means of (sum, weight) pairs, on the host, with the perplexity of a language model's loss."""
+    sums = {name: np.asarray(pair, np.float64) for name, pair in figures.items()}
     counted = {name: pair for name, pair in sums.items() if pair[1] > 0 or pair[0] != 0}  # in a phase without pairs
     values = {name: float(total / max(weight, 1e-5)) for name, (total, weight) in counted.items()}
     for lm in ("mlm", "lm"):

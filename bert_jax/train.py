@@ -11,7 +11,7 @@ import contextlib
 import signal
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -21,17 +21,16 @@ from bert_jax import chips, config, data, hosts, metrics, optimizer, planning, s
 from bert_jax.config import require
 from bert_jax.experiment import Experiment
 from bert_jax.lane import Lane, initial_state
-from bert_jax.program import TOGETHER, Program, State, means, parameter_count, read_by, step_flops
+from bert_jax.program import TOGETHER, Program, State, Totals, means, parameter_count, read_by, step_flops
 from bert_jax.tasks.base import Batch, Context, Source
 
 
-class Stopped(Exception):  # noqa: N818 - no error: a request that was heard
-    """A signal ended the run after a whole step; the state is saved. `signum` is the signal."""
+class Stopped(Exception):  # noqa: N818 - not an error: a request that was heard
+    """A signal ended the run; what there is to save is saved. `signum` is the signal."""
 
-    def __init__(self, signum: int, step: int) -> None:
-        super().__init__(
-            f"stopped by {signal.Signals(signum).name} at step {step}; the same command goes on from there"
-        )
+    def __init__(self, signum: int, step: int | None = None) -> None:
+        where = "before the next step" if step is None else f"at step {step}"
+        super().__init__(f"stopped by {signal.Signals(signum).name} {where}; the same command goes on from there")
         self.signum = signum
 
 
@@ -59,7 +58,8 @@ def run(
     Raises:
       ValueError: at what is wrong with the experiment, its data or its checkpoints; nothing is lost.
       FloatingPointError: at a loss that is no number; says the step. The last good checkpoint stands.
-      Stopped: at SIGTERM or SIGINT, after the checkpoint is written. Of several hosts, all stop where one hears it.
+      Stopped: at SIGTERM or SIGINT, after the checkpoint is written; of several hosts, all stop where one hears it. A
+        second signal ends the run at once, and what came after the last checkpoint is lost.
     """
     where: dict[str, Any] = {"data_dir": data_dir, "cache_dir": cache_dir}
     return run_together([exp], [workdir], stop_at=stop_at, profile=profile, quiet=quiet, **where)[0]
@@ -83,6 +83,24 @@ def run_together(
       ValueError: also where they differ in more than `TOGETHER`.
     """
     began = time.time()
+    with hosts.signals() as signals:
+        try:
+            return _run_together(exps, workdirs, began, signals, data_dir, cache_dir, stop_at, profile, quiet)
+        except hosts.Interrupted as interrupted:
+            raise Stopped(interrupted.signum) from None
+
+
+def _run_together(
+    exps: Sequence[Experiment],
+    workdirs: Sequence[str],
+    began: float,
+    signals: hosts.Signals,
+    data_dir: str,
+    cache_dir: str,
+    stop_at: int,
+    profile: tuple[int, int] | None,
+    quiet: bool,
+) -> list[dict[str, Any]]:
     exps = [planning.resolve(exp, workdir) for exp, workdir in zip(exps, workdirs, strict=True)]
     for exp in exps:
         changed = config.differences(config.to_dict(exps[0]), config.to_dict(exp))
@@ -100,20 +118,42 @@ def run_together(
     steps = lanes[0].plan[-1].stop
     require(1 <= first <= last, f"a profile goes from a first to a last step, counted from 1, not {first} to {last}")
     require(last <= (stop_at or steps), f"step {last} cannot be profiled: the run ends at {stop_at or steps}")
+    say = metrics.Progress(steps, 0, quiet or not lanes[0].main).say
     try:
-        with hosts.together():
+        with hosts.together(), signals.deferred():
             if jax.process_count() > 1:  # all have read the workdirs before one writes to them
                 multihost_utils.sync_global_devices("start of run")
             for lane in lanes:
-                lane.open()
+                lane.open(say)
+            if jax.process_count() > 1:  # none reads where the run stands before it is settled who works on it
+                multihost_utils.sync_global_devices("workdirs are open")
             unfinished = [lane for lane in lanes if lane.result is None]
             for step in dict.fromkeys(lane.start for lane in unfinished):
-                _Loop([lane for lane in unfinished if lane.start == step], mesh, stop_at, began, profile).run()
+                same_step = [lane for lane in unfinished if lane.start == step]
+                _Loop(same_step, mesh, stop_at, began, profile, signals).run()
                 began = time.time()
     finally:
         for lane in lanes:
             lane.close()
     return [lane.result or {} for lane in lanes]
+
+
+class _Pending(NamedTuple):
+    """Figures that are due in the log, and may still be on their way from the devices."""
+
+    step: int
+    totals: Totals
+    work: _Work
+
+
+class _Work(NamedTuple):
+    """What steps worked on."""
+
+    tokens: int = 0
+    flops: float = 0.0
+
+    def plus(self, tokens: int, flops: float) -> _Work:
+        return _Work(self.tokens + tokens, self.flops + flops)
 
 
 class _Loop:
@@ -126,9 +166,10 @@ class _Loop:
         stop_at: int,
         began: float,
         profile: tuple[int, int] | None,
+        signals: hosts.Signals,
     ) -> None:
         """`began` is when this call of the runs did, in Unix time."""
-        self.lanes, self.mesh, first = lanes, mesh, lanes[0]
+        self.lanes, self.mesh, self.signals, first = lanes, mesh, signals, lanes[0]
         self.profile = metrics.Profile(str(first.folder / "profile"), *profile) if profile else None
         self.goodput = metrics.Goodput(began)
         for lane in lanes:
@@ -138,10 +179,16 @@ class _Loop:
         self.last = min(self.total, stop_at or self.total)
         self.program = Program(first.exp, first.vocabulary, self.total, mesh, [lane.exp for lane in lanes[1:]])
         self.progress = metrics.Progress(self.total, first.start or 0, first.quiet or not first.main)
-        self.pending: list[tuple[int, dict[str, Any]]] = []  # figures that are still on the device
+        self.totals: Totals | None = None  # of the steps since the last log
+        self.work = _Work()  # of the same, less those before `since`
+        self.since: float | None = None  # when the last figures came; a phase's first step compiles and is not timed
+        self.before = 0.0  # seconds of the same steps before a restart
+        self.resumed = (0.0, _Work())  # what a run that goes on had of both at its checkpoint
+        self.pending: _Pending | None = None
+        self.signum: int | None = None  # the signal that ended the steps
+        self.patience = hosts.PATIENT  # for a step
         chip = chips.find(jax.devices()[0].device_kind)
         self.peak = chip.flops * mesh.size if chip else 0.0  # FLOP/s in bfloat16
-        self.enter(0)
 
     def run(self) -> None:
         """From where the runs stand to their ends, or to `last`."""
@@ -154,19 +201,24 @@ class _Loop:
             state = self.program.join(*(own for own, _ in starts)) if len(starts) > 1 else starts[0][0]
             del starts  # their memory goes to the steps
             with self.progress:
-                state = self.train(step, state)
-            step = max(step, self.last)
+                self.carry_on()
+                step, state = self.train(step, state)
             self.save(step, state)
-            self.goodput.enter("checkpoints")
-            for lane in self.lanes:
-                assert lane.checkpoints is not None
-                lane.checkpoints.wait()
-            self.goodput.enter("evaluation")
-            for lane, own in zip(self.lanes, self.apart(state), strict=True):
-                if step == self.total:
-                    lane.finish(self.program, own, self.goodput)
-                else:
-                    lane.result = {"step": step, "done": False}
+            with self.goodput.at("checkpoints"):
+                for lane in self.lanes:
+                    assert lane.checkpoints is not None
+                    lane.checkpoints.wait()
+            if self.signum is not None:
+                raise Stopped(self.signum, step)
+            with self.goodput.at("evaluation"):
+                for lane, own in zip(self.lanes, self.apart(state), strict=True):
+                    if step < self.total:
+                        lane.result = {"step": step, "done": False}
+                        continue
+                    try:
+                        lane.finish(self.program, own, self.goodput, self.signals.interrupt)
+                    except hosts.Interrupted as interrupted:
+                        raise Stopped(interrupted.signum, step) from None
             shares = metrics.Goodput.shares(self.goodput.seconds(self.lanes[0].earlier))
             spent = "  ".join(f"{place} {share:.1%}" for place, share in shares.items() if place != "seconds" and share)
             self.progress.say(f"of {shares['seconds']:,.0f} seconds: {spent}")
@@ -175,124 +227,177 @@ class _Loop:
         """The runs' states."""
         return self.program.split(state) if len(self.lanes) > 1 else [state]
 
-    def enter(self, phase: int) -> None:
-        self.stop = self.plan[phase].stop
-        self.tokens, self.flops = 0, 0.0  # since the last figures
-        self.since: float | None = None  # when the last figures came; the first step of a phase compiles
-        self.patience = hosts.PATIENT  # for a step
-        for lane in self.lanes:
-            lane.enter(lane.plan[phase])
-
-    def batches(self, phase: int) -> data.Batches | data.Stacked:
-        each = [lane.plan[phase].batches for lane in self.lanes]
+    def batches(self, stretch: planning.Stretch) -> data.Batches | data.Stacked:
+        each = [lane.plan[self.plan.index(stretch)].batches for lane in self.lanes]
         return data.Stacked(each, self.program.batches_sharding) if len(each) > 1 else each[0]
 
-    def train(self, step: int, state: State) -> State:
-        """Steps from `step`, where `state` stands, up to `last`."""
+    def train(self, step: int, state: State) -> tuple[int, State]:
+        """Steps from `step`, where `state` stands, up to `last` or to a signal. Returns the last step and its state."""
         shapes = set()  # those that there is a program for
+        knobs = self.program.on_devices(self.program.knobs)
         self.goodput.enter("steps")
-        with hosts.signals() as heard, self.profile or contextlib.nullcontext():
-            for phase, stretch in enumerate(self.plan):
+        with self.profile or contextlib.nullcontext():
+            if step < self.last and self.evaluation_due(step) and not self.evaluated(step):
+                self.evaluate(step, state)  # before the first step, or where a signal cut it short
+                self.signum = self.signals.heard
+                if self.signum is not None:
+                    return step, state
+            for stretch in self.plan:
                 end = min(stretch.stop, self.last)
                 if step >= end:
                     continue
-                self.enter(phase)
-                if step == 0 and self.every.evaluate:
-                    self.evaluate(step, state)
-                numbers = range(step - stretch.start, end - stretch.start)
-                batches = data.ahead(self.batches(phase).__getitem__, numbers)
+                self.since, self.patience = None, hosts.PATIENT
+                batches = data.ahead(
+                    self.batches(stretch).__getitem__, range(step - stretch.start, end - stretch.start)
+                )
                 for batch in self.goodput.waits("data", batches):
                     if self.profile:
                         self.profile.before(step + 1, state)
                     shape = tuple(x.shape for x in jax.tree.leaves(batch))
                     self.patience = self.patience if shape in shapes else hosts.PATIENT
                     with self.goodput.at("steps" if shape in shapes else "compile"), hosts.within(self.patience):
-                        state, figures = self.program.step(state, batch, self.program.knobs)
+                        state, figures = self.program.step(state, batch, knobs)
+                        self.totals = (
+                            self.program.add(self.totals, figures) if self.totals else self.program.begin(figures)
+                        )
                     shapes.add(shape)
                     step += 1
                     self.count(batch, stretch)
-                    self.pending.append((step, figures))
                     if self.profile and self.profile.after(step, state):
                         self.patience = hosts.PATIENT  # the trace is written
-                    self.after(step, state)
-                    signum = heard(step)
-                    if signum is not None:
-                        self.save(step, state)
-                        raise Stopped(signum, step)
-        return state
+                    self.after(step, state, stretch)
+                    self.signum = self.signals.at_step(step)
+                    if self.signum is not None:
+                        return step, state
+        return step, state
 
     def count(self, batch: Batch, stretch: planning.Stretch) -> None:
         """Adds up what a step works on."""
-        read = read_by(batch)
-        self.tokens, length = self.tokens + read.size, read.shape[-1]
-        if self.peak:
-            params, rows = self.program.abstract.params, stretch.phase.batch_size
-            self.flops += len(self.lanes) * step_flops(self.exp, params, length, rows)
+        read, params = read_by(batch), self.program.abstract.params
+        operations = len(self.lanes) * step_flops(self.exp, params, read.shape[-1], stretch.phase.batch_size)
+        self.work = self.work.plus(read.size, operations if self.peak else 0.0)
 
-    def after(self, step: int, state: State) -> None:
-        """What is due after a step."""
+    def after(self, step: int, state: State, stretch: planning.Stretch) -> None:
+        """What is due after a step. Figures are fetched after the next one is under way, so that devices never wait."""
         self.progress.advance(step)
-        if self.since is None or step % self.every.log == 0:
-            self.flush(step)
-        if step == self.stop or (self.every.evaluate and step % self.every.evaluate == 0):
+        self.flush()
+        if self.since is None:
+            self.start_clock(step == stretch.start + 1)
+        if step % self.every.log == 0 or step == stretch.start + 1 or self.evaluation_due(step):
+            assert self.totals is not None
+            self.pending, self.totals, self.work = _Pending(step, self.totals, self.work), None, _Work()
+        if self.evaluation_due(step):
             self.evaluate(step, state)
         if self.every.checkpoint and step % self.every.checkpoint == 0:
             self.save(step, state)
 
-    def flush(self, step: int) -> None:
-        """Fetches the figures of the steps since the last time, checks and logs them."""
-        if not self.pending:
+    def start_clock(self, first: bool) -> None:
+        """Time counts from here on: the first step of a phase, or of a run that goes on, has been compiled."""
+        assert self.totals is not None
+        self.wait_for(self.totals)
+        self.since = time.monotonic()
+        self.before, self.work = (0.0, _Work()) if first else self.resumed
+
+    def carry_on(self) -> None:
+        """Takes up what the steps between the last log and the checkpoint added up to, so that their mean is whole."""
+        carried = [lane.carried for lane in self.lanes]
+        if jax.process_count() > 1:  # the first host alone reads the log
+            carried = hosts.agreed(carried)
+        if not all(carried):
             return
-        for _, on_device in self.pending:
-            with hosts.within(self.patience):
-                jax.block_until_ready(on_device)
-        steps, fetched = [s for s, _ in self.pending], jax.device_get([f for _, f in self.pending])
-        self.pending = []
+        self.resumed = carried[0]["seconds"], _Work(carried[0]["tokens"], carried[0]["flops"])
+
+        def stacked(values: Sequence[Any], kind: Any) -> np.ndarray:
+            return np.asarray(values if len(self.lanes) > 1 else values[0], kind)
+
+        pairs: Any = {
+            name: tuple(stacked([one["pairs"][name][place] for one in carried], np.float32) for place in (0, 1))
+            for name in carried[0]["pairs"]
+        }
+        steps = stacked([one["steps"] for one in carried], np.int32)
+        self.totals = self.program.on_devices(Totals(pairs, steps, np.zeros_like(steps)))
+
+    def wait_for(self, totals: Totals) -> None:
+        with hosts.within(self.patience):
+            jax.block_until_ready(totals)
+
+    def fetched(self, totals: Totals) -> list[Totals]:
+        """Each run's figures, on the host."""
+        self.wait_for(totals)
+        found = jax.device_get(totals)
+        return [jax.tree.map(lambda x: np.atleast_1d(x)[row], found) for row in range(len(self.lanes))]  # noqa: B023
+
+    def flush(self) -> None:
+        """Fetches, checks and logs the figures that are due."""
+        if self.pending is None:
+            return
+        (step, totals, work), self.pending = self.pending, None
+        rows = self.fetched(totals)
         now, each = time.monotonic(), []
+        seconds = None if self.since is None else now - self.since + self.before
         if self.since is not None:  # how long a step takes is known
-            self.patience = max(hosts.SHARED, 10 * (now - self.since) / len(steps))
-        for row, lane in enumerate(self.lanes):
-            figures = [{k: tuple(np.atleast_1d(x)[row] for x in pair) for k, pair in one.items()} for one in fetched]
-            self.check(lane, steps, figures)
-            values = means(figures)
-            values["learning_rate"] = float(optimizer.schedule(lane.exp.optimizer, self.total)(steps[-1] - 1))
-            if self.since is not None:
-                values["tokens_per_second"] = self.tokens / len(self.lanes) / (now - self.since)
-                values["seconds"] = now - self.since
+            self.patience = max(hosts.SHARED, 10 * (now - self.since) / int(rows[0].steps))
+        for lane, own in zip(self.lanes, rows, strict=True):
+            self.check(lane, step, own)
+            values = means(own.pairs)
+            values["learning_rate"] = float(optimizer.schedule(lane.exp.optimizer, self.total)(step - 1))
+            if seconds and work.tokens:
+                values["tokens_per_second"] = work.tokens / len(self.lanes) / seconds
+                values["seconds"] = seconds
                 if self.peak:  # the share of the chips' peak that the model's own operations took
-                    values["mfu"] = self.flops / (now - self.since) / self.peak
+                    values["mfu"] = work.flops / seconds / self.peak
             lane.write(step, "train", values)
             each.append(values)
-        self.since, self.tokens, self.flops = now, 0, 0.0
+        if work.tokens:  # else the clock has just started
+            self.since, self.before = now, 0.0
         shown = ("loss", "mlm_accuracy", "nsp_accuracy", "accuracy", "tokens_per_second", "mfu")
         mean = {name: sum(values[name] for values in each) / len(each) for name in shown if name in each[0]}
         if "tokens_per_second" in mean:
             mean["tokens_per_second"] *= len(each)
         self.progress.log(step, mean)
         hosts.if_lost(f"the same command on all hosts goes on from the checkpoint of step {self.complete()}")
+        for lane in self.lanes:
+            lane.check_claim()
 
     def complete(self) -> int:
         """The newest step whose checkpoint all runs are known to have on disk; 0 where there is none."""
         return min((lane.checkpoints.complete() or 0) if lane.checkpoints else 0 for lane in self.lanes)
 
-    def check(self, lane: Lane, steps: Sequence[int], figures: Sequence[dict[str, Any]]) -> None:
-        """That all losses are numbers."""
-        for one, values in zip(steps, figures, strict=True):
-            if not all(np.isfinite(pair[0]) for pair in values.values()):
-                assert lane.checkpoints is not None
-                good, where = lane.checkpoints.latest(), f" in {lane.workdir}" if len(self.lanes) > 1 else ""
-                raise FloatingPointError(
-                    f"the loss is no number at step {one}{where}. The last good checkpoint is that of step {good}; a "
-                    "lower --config.optimizer.learning_rate, or a longer warmup, is the usual cure"
-                )
+    def check(self, lane: Lane, step: int, totals: Totals) -> None:
+        """That all figures up to `step` are finite numbers."""
+        if totals.bad:
+            assert lane.checkpoints is not None
+            good, where = lane.checkpoints.latest(), f" in {lane.workdir}" if len(self.lanes) > 1 else ""
+            stands = (
+                "There is no checkpoint yet" if good is None else f"The last good checkpoint is that of step {good}"
+            )
+            raise FloatingPointError(
+                f"the loss is NaN or infinite at step {step - int(totals.steps) + int(totals.bad)}{where}. {stands}; a "
+                "lower --config.optimizer.learning_rate, or a longer warmup, is the usual cure"
+            )
+
+    def evaluation_due(self, step: int) -> bool:
+        ends = any(step == stretch.stop for stretch in self.plan)
+        return ends or bool(self.every.evaluate and step % self.every.evaluate == 0)
+
+    def evaluated(self, step: int) -> bool:
+        """Whether the log has the scores of `step` already."""
+        found = all(step in lane.evaluated for lane in self.lanes)
+        return bool(hosts.agreed(found)) if jax.process_count() > 1 else found
 
     def evaluate(self, step: int, state: State) -> None:
-        self.flush(step)
-        began = time.monotonic()
+        """Scores of the validation splits, at the length of the phase that `step` belongs to or ends."""
+        self.flush()
+        phase = next(n for n, stretch in enumerate(self.plan) if step <= stretch.stop)
+        began, several = time.monotonic(), len(self.lanes) > 1
         with self.goodput.at("evaluation"):
-            for lane, own in zip(self.lanes, self.apart(state), strict=True):
-                scores = lane.evaluate(self.program, step, own.params)
-                which = f" seed {lane.exp.seed}" if len(self.lanes) > 1 else ""
+            each = self.program.split_params(state.params) if several else [state.params]
+            for lane, params in zip(self.lanes, each, strict=True):
+                try:
+                    scores = lane.evaluate(self.program, step, params, lane.plan[phase], self.signals.interrupt)
+                except hosts.Interrupted:  # the state is saved, and the run that goes on evaluates it
+                    return
+                which = f" seed {lane.exp.seed}" if several else ""
                 figures = "  ".join(f"{k} {v:.4g}" for k, v in scores.items())
                 self.progress.say(f"step {step}: validation{which}  {figures}")
         if self.since is not None:
@@ -301,8 +406,15 @@ class _Loop:
 
     def save(self, step: int, state: State) -> None:
         """Checkpoints, of states whose figures are known to be good."""
-        self.flush(step)
+        self.flush()
+        since_log: list[dict[str, Any]] = [{} for _ in self.lanes]
+        if self.totals:
+            seconds = self.before + (time.monotonic() - self.since if self.since is not None else 0.0)
+            for lane, own, sums in zip(self.lanes, self.fetched(self.totals), since_log, strict=True):
+                self.check(lane, step, own)
+                pairs = {name: [float(total), float(weight)] for name, (total, weight) in own.pairs.items()}
+                sums.update(pairs=pairs, steps=int(own.steps), seconds=seconds, **self.work._asdict())
         self.patience = hosts.PATIENT  # the first host writes more than the others, who wait for it at the next step
         with self.goodput.at("checkpoints"):
-            for lane, own in zip(self.lanes, self.apart(state), strict=True):
-                lane.save(step, own, self.goodput)
+            for lane, state_of, sums in zip(self.lanes, self.apart(state), since_log, strict=True):
+                lane.save(step, state_of, self.goodput, sums)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import re
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -30,6 +31,8 @@ os.environ["XLA_FLAGS"] = (
 import hypothesis  # noqa: E402
 import jax  # noqa: E402 - after the environment that it reads
 import pytest  # noqa: E402
+
+from tests import fake_bucket  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 hypothesis.settings.register_profile("suite", deadline=None)  # no test asserts a time
@@ -67,6 +70,22 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> str:
     vocabulary = vocabularies.train_wordpiece(iter([*words, "."]), 300)
     building.build([str(folder / "text.txt")], vocabulary, folder / "built", workers=1)
     return str(folder / "built")
+
+
+@pytest.fixture(scope="session")
+def served() -> Iterator[fake_bucket.Bucket]:
+    """gs://bucket, for this process and for those that it starts."""
+    with fake_bucket.serve() as found, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STORAGE_EMULATOR_HOST", found.url)
+        patch.setenv("TENSORSTORE_GCS_HTTP_URL", found.url)
+        patch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # it asks Google what kind of bucket it is
+        yield found
+
+
+@pytest.fixture
+def bucket(served: fake_bucket.Bucket, request: pytest.FixtureRequest) -> str:
+    """A folder of its own in a bucket: gs://..."""
+    return f"gs://{fake_bucket.NAME}/{re.sub('[^A-Za-z0-9]+', '-', request.node.name)}"
 
 
 @pytest.fixture(scope="module")

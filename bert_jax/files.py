@@ -1,0 +1,306 @@
+"""Files on local disks and in buckets (gs://), by one kind of path: written whole, appended to, or created once.
+
+A file that is rewritten is there as it was before or as it is now, never in between: locally it is written beside and
+renamed, in a bucket an object is replaced at once. Lines are appended; buckets do not append, so there they go to
+objects of their own beside the file, which are joined at each `sync`.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import errno
+import hashlib
+import os
+import pathlib
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from etils import epath
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+BETWEEN = 10.0  # seconds between two uploads of lines: a bucket takes about one write a second to an object
+
+
+def remote(name: str | os.PathLike[str]) -> bool:
+    """Whether a path lies in a bucket."""
+    return "://" in os.fspath(name)
+
+
+def path(name: str | os.PathLike[str]) -> epath.Path:
+    """The path of that name: a local one made absolute, a bucket's as it is.
+
+    Raises:
+      ValueError: at an empty name, and where the packages that read buckets are not installed.
+    """
+    text = os.fspath(name)
+    if text.strip() == "":
+        raise ValueError("a path is empty: name a file or a folder")
+    if not remote(text):
+        return epath.Path(text).expanduser().absolute()
+    if not text.startswith("gs://"):
+        raise ValueError(f"{text}: a path is local or begins with gs://")
+    try:
+        import fsspec
+        import gcsfs  # noqa: F401
+    except ImportError:
+        raise ValueError(f"{text}: buckets need more packages: pip install 'bert_jax[tpu]'") from None
+    for protocol in ("gs", "gcs"):  # what other processes write must be seen at once
+        fsspec.config.conf.setdefault(protocol, {})["use_listings_cache"] = False
+    return epath.Path(text)
+
+
+def make_folder(name: str | os.PathLike[str]) -> epath.Path:
+    """Makes a folder with those above it, where they are not there; buckets need none. Returns its path."""
+    folder = path(name)
+    if not remote(name):
+        with disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@contextlib.contextmanager
+def disk_errors(name: str | os.PathLike[str]) -> Iterator[None]:
+    """Names the file where a disk is full: Python says the number of the error alone."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise OSError(
+            error.errno,
+            f"no room to write {name} ({os.strerror(error.errno)}); what was there before is unchanged. Make room and "
+            "run the same command again",
+        ) from None
+
+
+def write(name: str | os.PathLike[str], content: str | bytes) -> None:
+    """Writes a file whole: whoever reads it finds the earlier content or this one. Its folder is made.
+
+    Raises:
+      OSError: names the file; the earlier content stands.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    file = path(name)
+    if remote(name):
+        file.write_bytes(data)
+        return
+    make_folder(file.parent)
+    temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        with disk_errors(file):
+            with open(temporary, "xb") as opened:
+                opened.write(data)
+                opened.flush()
+                os.fsync(opened.fileno())  # a power cut must not leave the new name with no content
+            os.replace(temporary, file)
+    finally:
+        pathlib.Path(temporary).unlink(missing_ok=True)
+
+
+def create(name: str | os.PathLike[str], content: str) -> bool:
+    """Writes a file that is not there yet; False where it is. Of several processes that try at once, one succeeds."""
+    file = path(name)
+    if remote(name):
+        try:
+            with _bucket(file).open(os.fspath(file), "xb") as opened:  # the object store itself decides who is first
+                opened.write(content.encode())
+        except FileExistsError:
+            return False
+        return True
+    make_folder(file.parent)
+    try:
+        with disk_errors(file), open(file, "x", encoding="utf-8") as opened:
+            opened.write(content)
+    except FileExistsError:
+        return False
+    except OSError:
+        with contextlib.suppress(OSError):
+            file.unlink()  # it was created, and has no content
+        raise
+    return True
+
+
+def touch(name: str | os.PathLike[str], content: str) -> None:
+    """Makes a file new, whose content is `content` already."""
+    if remote(name):
+        path(name).write_text(content)
+    else:
+        os.utime(name)
+
+
+def age(name: str | os.PathLike[str]) -> float:
+    """Seconds since a file was written.
+
+    Raises:
+      FileNotFoundError: it is not there.
+    """
+    if not remote(name):
+        return time.time() - os.stat(name).st_mtime
+    written = _bucket(path(name)).info(os.fspath(name))["mtime"]
+    return time.time() - (written if isinstance(written, (int, float)) else written.timestamp())
+
+
+def remove(name: str | os.PathLike[str]) -> None:
+    """Deletes a file; where it is not there, nothing happens."""
+    with contextlib.suppress(FileNotFoundError):
+        path(name).unlink()
+
+
+def local(name: str | os.PathLike[str], cache_dir: str = "") -> pathlib.Path:
+    """A local path to a file or folder; what lies in a bucket is copied to the cache folder, once for each content.
+
+    Raises:
+      FileNotFoundError: there is nothing of that name in the bucket.
+    """
+    from bert_jax import cache
+
+    if not remote(name):
+        return pathlib.Path(name)
+    source, system = path(name), _bucket(path(name))
+    text = os.fspath(source).rstrip("/")
+    found = system.find(text, detail=True)
+    if not found:
+        raise FileNotFoundError(errno.ENOENT, "there is no such object or folder", text)
+    identity = sorted(f"{key} {info.get('size')} {info.get('etag')} {info.get('mtime')}" for key, info in found.items())
+    digest = hashlib.sha256("\n".join([text, *identity]).encode()).hexdigest()[:16]
+    folder = pathlib.Path(cache_dir or cache.default_directory()).expanduser() / "downloads" / digest
+    target = folder / source.name
+    if not target.exists():
+        partial = folder.with_name(f"{digest}.{uuid.uuid4().hex[:8]}")
+        partial.mkdir(parents=True)
+        try:
+            with disk_errors(partial):
+                system.get(text, str(partial / source.name), recursive=system.isdir(text))
+            with contextlib.suppress(OSError):  # another process was first
+                partial.rename(folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    return target
+
+
+def upload(folder: str | os.PathLike[str], name: str | os.PathLike[str]) -> None:
+    """Copies the files of a local folder to a folder in a bucket."""
+    root = pathlib.Path(folder)
+    for file in sorted(root.rglob("*")):
+        if file.is_file():
+            (path(name) / file.relative_to(root).as_posix()).write_bytes(file.read_bytes())
+
+
+def _bucket(where: epath.Path) -> Any:
+    """fsspec's file system of a bucket: `epath` does neither create exclusively nor say an object's etag."""
+    return epath.backend.fsspec_backend.fs(where)
+
+
+class Lines:
+    """A file of lines that is appended to: what was written stays as it is, whatever happens to the process or disk.
+
+    Lines that `keep` does not want are dropped at the start, and so is a last line that a kill cut short. Only one
+    process may write; `read_lines` reads at any time.
+    """
+
+    def __init__(self, name: str | os.PathLike[str], keep: Callable[[str], bool] = lambda _: True) -> None:
+        self._path, self._remote = path(name), remote(name)
+        content = _content(self._path)
+        wanted = [line for line in _whole(content) if keep(line)]
+        if "".join(f"{line}\n" for line in wanted) != content:
+            write(self._path, "".join(f"{line}\n" for line in wanted))
+        self._lines = wanted if self._remote else []  # all of them, to be joined
+        self._uploaded, self._since = len(wanted), time.monotonic()
+        self._pool = concurrent.futures.ThreadPoolExecutor(1, "lines") if self._remote else None
+        self._under_way: concurrent.futures.Future[None] | None = None
+        if self._remote:
+            self._join()  # of parts that an earlier process left
+
+    def append(self, line: str) -> None:
+        """Adds a line.
+
+        Raises:
+          OSError: the disk is full; the lines before this one stand.
+        """
+        if not self._remote:
+            make_folder(self._path.parent)
+            with disk_errors(self._path), open(self._path, "ab", buffering=0) as file:
+                before, data = file.tell(), f"{line}\n".encode()
+                try:
+                    if file.write(data) != len(data):
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                except OSError:
+                    file.truncate(before)  # of the half of a line
+                    raise
+            return
+        self._lines.append(line)
+        idle = self._under_way is None or self._under_way.done()
+        if idle and time.monotonic() - self._since >= BETWEEN:
+            self._finish()
+            assert self._pool
+            start, self._uploaded, self._since = self._uploaded, len(self._lines), time.monotonic()
+            self._under_way = self._pool.submit(self._upload, start, self._lines[start:])
+
+    def sync(self) -> None:
+        """All lines are on disk, or in the file in the bucket, when this returns."""
+        if self._remote:
+            self._finish()
+            self._join()
+        elif self._path.exists():
+            with open(self._path, "ab") as file:
+                os.fsync(file.fileno())
+
+    def close(self) -> None:
+        self.sync()
+        if self._pool:
+            self._pool.shutdown()
+
+    def _upload(self, start: int, lines: list[str]) -> None:
+        (_parts(self._path) / f"{start:09d}").write_text("".join(f"{line}\n" for line in lines))
+
+    def _finish(self) -> None:
+        """Waits for an upload, and raises what it raised."""
+        if self._under_way is not None:
+            self._under_way.result()
+            self._under_way = None
+
+    def _join(self) -> None:
+        parts = _part_files(self._path)
+        if parts or self._uploaded < len(self._lines):
+            write(self._path, "".join(f"{line}\n" for line in self._lines))
+            self._uploaded, self._since = len(self._lines), time.monotonic()
+        for part in parts:
+            remove(part)
+
+
+def read_lines(name: str | os.PathLike[str]) -> list[str]:
+    """The lines of a file that `Lines` writes; none where it is not there."""
+    return _whole(_content(path(name)))
+
+
+def _whole(content: str) -> list[str]:
+    """The lines that came to their end."""
+    return content.split("\n")[:-1]
+
+
+def _content(file: epath.Path) -> str:
+    text = file.read_text() if file.exists() else ""
+    if not remote(file):
+        return text
+    count = text.count("\n")
+    for part in _part_files(file):
+        if int(part.name) >= count:  # else it was joined, and its deletion was cut short
+            text += part.read_text()
+            count = text.count("\n")
+    return text
+
+
+def _parts(file: epath.Path) -> epath.Path:
+    return file.with_name(f"{file.name}.parts")
+
+
+def _part_files(file: epath.Path) -> list[epath.Path]:
+    """The objects that hold lines which the file does not have yet, in order; of a local file, none."""
+    folder = _parts(file)
+    if not remote(file) or not folder.exists():
+        return []
+    return sorted((part for part in folder.iterdir() if part.name.isdigit()), key=lambda part: part.name)
