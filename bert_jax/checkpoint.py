@@ -13,6 +13,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 
+from bert_jax import files
 from bert_jax.config import require
 from bert_jax.sharding import path_of
 from bert_jax.tasks.base import Task
@@ -24,7 +25,7 @@ class Checkpoints:
     """The checkpoints of one workdir, by step. A half-written one is never seen: it gets its name once complete."""
 
     def __init__(self, workdir: str, keep: int = 3) -> None:
-        self._directory = epath.Path(workdir).absolute() / "checkpoints"
+        self._directory = files.path(workdir) / "checkpoints"
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
         self._manager = ocp.CheckpointManager(self._directory, options=options)
 
@@ -119,7 +120,7 @@ def write_frozen(workdir: str, params: Any) -> None:
 
 
 def _read(workdir: str, step: int | None) -> Any:
-    directory = epath.Path(workdir).absolute() / "checkpoints"
+    directory = files.path(workdir) / "checkpoints"
     require(
         directory.exists(),
         f"{workdir} holds no checkpoints: name the workdir of a run that saved one (does it lie elsewhere?)",
@@ -140,7 +141,7 @@ def _read(workdir: str, step: int | None) -> Any:
 def write_params(workdir: str, params: Any, step: int = 0) -> None:
     """Writes the checkpoint of parameters alone that `read_params` reads: weights to start from or to use."""
     params = jax.tree.map(np.asarray, params)  # what cannot be read is found before anything is written
-    with ocp.CheckpointManager(epath.Path(workdir).absolute() / "checkpoints") as manager:
+    with ocp.CheckpointManager(files.path(workdir) / "checkpoints") as manager:
         manager.save(step, args=ocp.args.Composite(params=ocp.args.StandardSave(params)))
 
 

@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeAlias
 
 from etils import epath
 
-from bert_jax import config
+from bert_jax import config, files
 from bert_jax.config import require, require_tuples
 from bert_jax.tasks.base import Task
 from bert_jax.tasks.choice import Choose
@@ -153,4 +153,4 @@ def record(experiment: Experiment, workdir: str) -> None:
             f"{workdir} holds a run of another experiment; choose another --workdir, or undo these changes (field: "
             "value there, and here):\n  " + "\n  ".join(changed),
         )
-    path.write_text(json.dumps(values, indent=1) + "\n")
+    files.write(path, json.dumps(values, indent=1) + "\n")

@@ -80,11 +80,16 @@ def disk_errors(name: str | os.PathLike[str]) -> Iterator[None]:
 def write(name: str | os.PathLike[str], content: str | bytes) -> None:
     """Writes a file whole: whoever reads it finds the earlier content or this one. Its folder is made.
 
+    Where it has this very content, nothing is written: a full disk does not matter then.
+
     Raises:
       OSError: names the file; the earlier content stands.
     """
     data = content.encode() if isinstance(content, str) else content
     file = path(name)
+    with contextlib.suppress(OSError):
+        if file.read_bytes() == data:
+            return
     if remote(name):
         file.write_bytes(data)
         return

@@ -60,8 +60,7 @@ class Lane:
             files.make_folder(self.folder)
             self.claim = claims.acquire_or_wait(self.folder / "run.lock", self.workdir, say)
             experiment.record(self.exp, self.workdir)
-            if not (self.folder / "tokenizer").exists():  # else it is the same: planning.find_tokenizer
-                self.vocabulary.save(self.folder / "tokenizer")
+            self.vocabulary.save(self.folder / "tokenizer")
         if self.context.frozen is not None:
             checkpoint.write_frozen(self.workdir, self.context.frozen.params)
         self.checkpoints = checkpoint.Checkpoints(self.workdir, self.exp.every.keep)

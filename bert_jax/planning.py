@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import math
@@ -12,9 +13,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from etils import epath
 
-from bert_jax import checkpoint, config, data, experiment, pretrained, tokenizer
+from bert_jax import checkpoint, config, data, experiment, files, pretrained, tokenizer
 from bert_jax.config import require
 from bert_jax.encoder import Bert
 from bert_jax.experiment import Experiment
@@ -68,7 +68,7 @@ def resolve(exp: Experiment, workdir: str = "") -> Experiment:
     Raises:
       ValueError: where there is no encoder, or it has another shape than the weights that it starts from.
     """
-    if exp.encoder is None and (epath.Path(workdir) / "config.json").exists():
+    if exp.encoder is None and workdir and (files.path(workdir) / "config.json").exists():
         return dataclasses.replace(exp, encoder=experiment.read_config(workdir).encoder)
     require(
         exp.encoder is not None or exp.init_from != "",
@@ -108,9 +108,10 @@ def find_tokenizer(exp: Experiment, workdir: str = "") -> Tokenizer:
       ValueError: where there is none, two differ, or it has more tokens than the encoder has embeddings.
     """
     found = {}
-    if workdir and (epath.Path(workdir) / "tokenizer").exists():
-        found["the workdir"] = tokenizer.load(str(epath.Path(workdir) / "tokenizer"))
-    if exp.init_from and epath.Path(exp.init_from).exists():  # a run that goes on may have lost it
+    if workdir:
+        with contextlib.suppress(FileNotFoundError):  # it begins, or was killed before it wrote it
+            found["the workdir"] = tokenizer.load(files.path(workdir) / "tokenizer")
+    if exp.init_from and files.path(exp.init_from).exists():  # a run that goes on may have lost it
         source = pretrained.open(exp.init_from).tokenizer
         if source is not None:
             found["init_from"] = source

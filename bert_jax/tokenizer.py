@@ -20,7 +20,7 @@ import sentencepiece
 import tokenizers
 from sentencepiece import sentencepiece_model_pb2, sentencepiece_pb2
 
-from bert_jax import words
+from bert_jax import files, words
 from bert_jax.config import require
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -76,12 +76,11 @@ class Tokenizer(abc.ABC):
         """
 
     def _save(self, path: str | os.PathLike, name: str, content: bytes) -> None:
-        file = pathlib.Path(path)
+        file = files.path(path)
         file = file if file.suffix == pathlib.Path(name).suffix else file / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(content)
         config = json.dumps({"do_lower_case": self.lower}, indent=2)
-        file.with_name("tokenizer_config.json").write_text(config + "\n", encoding="utf-8")
+        files.write(file.with_name("tokenizer_config.json"), config + "\n")
+        files.write(file, content)
 
 
 class WordPiece(Tokenizer):
@@ -255,7 +254,7 @@ def load(path: str | os.PathLike, lower: bool | None = None) -> Tokenizer:
       FileNotFoundError: no such file, or nothing to load in the directory.
       ValueError: names the file and what is wrong with it.
     """
-    file = pathlib.Path(path)
+    file = files.local(path)
     if file.is_dir():
         candidates = [file / "vocab.txt"] if (file / "vocab.txt").exists() else sorted(file.glob("*.model"))
         if not candidates:

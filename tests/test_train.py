@@ -3,12 +3,16 @@
 import contextlib
 import dataclasses
 import json
+import os
 import pathlib
+import random
 import re
+import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +23,10 @@ import bert_jax
 from bert_jax import (
     building,
     checkpoint,
+    claims,
     config,
     experiment,
+    files,
     hosts,
     metrics,
     planning,
@@ -31,8 +37,10 @@ from bert_jax import (
 )
 from bert_jax.config import override
 from bert_jax.experiment import Experiment
+from bert_jax.lane import Lane
 from bert_jax.program import Program, means
 from tests.conftest import command, environment
+from tests.test_claims import holding
 
 
 def params(workdir: pathlib.Path, step: int | None = None) -> dict[str, np.ndarray]:
@@ -40,14 +48,23 @@ def params(workdir: pathlib.Path, step: int | None = None) -> dict[str, np.ndarr
     return {sharding.path_of(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
+TIMED = ("seconds", "tokens_per_second", "goodput")
+
+
+def untimed(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name not in TIMED}
+
+
 def assert_same(a: pathlib.Path, b: pathlib.Path) -> None:
-    """Bit for bit: the weights and what they score. (A line of training figures is a mean since the last one.)"""
+    """Bit for bit: the weights, every line of the log, and the result."""
     one, two = params(a), params(b)
     for path, leaf in one.items():
         np.testing.assert_array_equal(leaf, two[path], err_msg=path)
-    assert metrics.read(str(a), "validation") == metrics.read(str(b), "validation")
-    steps = [line["step"] for line in metrics.read(str(b), "train")]
-    assert steps == sorted(set(steps)), "a step was logged twice"
+    for split in ("train", "validation"):
+        lines = [[untimed(line) for line in metrics.read(str(folder), split)] for folder in (a, b)]
+        assert lines[0] == lines[1]
+    results = [untimed(json.loads((folder / "result.json").read_text())) for folder in (a, b)]
+    assert results[0] == results[1]
 
 
 def test_what_waits_has_a_time_limit(tiny: Experiment, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,6 +142,201 @@ def test_a_signal_saves_and_says_so(tiny: Experiment, whole: pathlib.Path, tmp_p
     saved = checkpoint.Checkpoints(str(tmp_path / "run")).latest()
     assert saved is not None
     assert f"at step {saved}" in said
+
+
+class Killed(BaseException):
+    """What kill -9 is to a process, it is to what runs in this one: nothing that handles errors sees it."""
+
+
+def at(function: Callable[..., Any], what: Callable[[], None], when: Callable[..., bool]) -> Callable[..., Any]:
+    """`function`, before which something happens at the first call for which `when` holds."""
+    happened: list[bool] = []
+
+    def wrapped(*given: Any, **named: Any) -> Any:
+        if not happened and when(*given):
+            happened.append(True)
+            what()
+        return function(*given, **named)
+
+    return wrapped
+
+
+def kill() -> None:
+    raise Killed
+
+
+def terminate() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def last_save(_: object, step: int, *__: object) -> bool:
+    return step == 10
+
+
+def result_json(path: Any, *_: object) -> bool:
+    return str(path).endswith("result.json")
+
+
+MOMENTS: dict[str, tuple[Any, str, Callable[..., bool]]] = {
+    "evaluation": (Lane, "evaluate", lambda _, __, step, *___: step == 10),
+    "save": (checkpoint.Checkpoints, "save", last_save),
+    "wait": (checkpoint.Checkpoints, "wait", lambda *_: True),
+    "finish": (Lane, "finish", lambda *_: True),
+    "result": (files, "write", result_json),
+}
+
+
+@pytest.mark.parametrize("signalled", [kill, terminate])
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_the_end_of_a_run_is_cut_off_and_resumed(
+    tiny: Experiment,
+    whole: pathlib.Path,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    moment: str,
+    signalled: Callable[[], None],
+) -> None:
+    """The result of a run of two phases is that of the last, however often its end is tried."""
+    owner, name, when = MOMENTS[moment]
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, at(getattr(owner, name), signalled, when))
+        if signalled is kill:
+            with pytest.raises(Killed):
+                train.run(tiny, str(tmp_path), quiet=True)
+        elif moment == "evaluation":
+            with pytest.raises(train.Stopped, match="SIGTERM"):
+                train.run(tiny, str(tmp_path), quiet=True)
+            assert checkpoint.Checkpoints(str(tmp_path)).latest() == 10, "the steps since the last checkpoint are lost"
+        else:  # too late to stop anything
+            train.run(tiny, str(tmp_path), quiet=True)
+    train.run(tiny, str(tmp_path), quiet=True)
+    assert_same(whole, tmp_path)
+
+
+@pytest.mark.slow
+def test_the_end_of_a_run_at_random_moments(tiny: Experiment, whole: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """Real signals and kills, ten of them, from the last evaluation to the result: through the front door."""
+    rng = random.Random(0)
+    line = command(tiny, tmp_path, tmp_path / "run")
+    for trial in range(10):
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+        process = subprocess.Popen(line, env=environment(), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        while not any(line["step"] == 10 for line in metrics.read(str(tmp_path / "run"), "train")):
+            assert process.poll() is None
+            time.sleep(0.002)
+        time.sleep(rng.uniform(0.0, 1.0))
+        process.send_signal(signal.SIGKILL if trial % 2 else signal.SIGTERM)
+        process.wait()
+        subprocess.run(line, env=environment(), check=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        assert_same(whole, tmp_path / "run")
+
+
+def test_predictions_of_a_finished_run_do_not_change_its_result(
+    tiny: Experiment, whole: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    """The result was once overwritten with that of the first phase."""
+    shutil.copytree(whole, tmp_path / "run")
+    for _ in range(2):
+        result = train.run(override(tiny, {"predict": True}), str(tmp_path / "run"), quiet=True)
+        assert result.pop("predictions") == []
+        assert untimed(result) == untimed(json.loads((whole / "result.json").read_text()))
+    assert metrics.read(str(whole), "validation") == metrics.read(str(tmp_path / "run"), "validation")
+
+
+def test_a_signal_in_an_evaluation_stops_it(
+    tiny: Experiment, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The state is saved, and the evaluation is made when the run goes on: before the first step and between others."""
+    exp = override(tiny, {"every.evaluate": 4})
+    train.run(exp, str(tmp_path / "whole"), quiet=True)
+    for step in (0, 4):
+        batches: list[int] = []
+        with monkeypatch.context() as patch:
+            started = at(Lane.evaluate, terminate, lambda _, __, number, *___: number == step)  # noqa: B023
+            patch.setattr(Lane, "evaluate", started)
+            evaluate = Program.evaluate
+            patch.setattr(Program, "evaluate", lambda *given: (evaluate(*given), batches.append(1))[0])  # noqa: B023
+            with pytest.raises(train.Stopped, match=f"at step {step};"):
+                train.run(exp, str(tmp_path / f"run{step}"), quiet=True)
+        assert len(batches) == (step > 0), "it was evaluated to its end"
+        assert checkpoint.Checkpoints(str(tmp_path / f"run{step}")).latest() == step
+        train.run(exp, str(tmp_path / f"run{step}"), quiet=True)
+        assert_same(tmp_path / "whole", tmp_path / f"run{step}")
+
+
+def test_a_signal_before_the_steps_stops_at_once(
+    tiny: Experiment, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While data is read there is nothing to save."""
+    monkeypatch.setattr(planning, "stretches", at(planning.stretches, terminate, lambda *_: True))
+    with pytest.raises(train.Stopped, match="stopped by SIGTERM before the next step"):
+        train.run(tiny, str(tmp_path / "run"), quiet=True)
+    assert not (tmp_path / "run").exists()
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_workdir_is_one_process_s(tiny: Experiment, tmp_path: pathlib.Path) -> None:
+    other = holding(tmp_path, "run.lock")
+    with pytest.raises(ValueError, match=f"another process works on {tmp_path}: .*process {other.pid}. Stop it"):
+        train.run(tiny, str(tmp_path), quiet=True)
+    assert [file.name for file in tmp_path.iterdir()] == ["run.lock"], "something was written"
+    other.kill()
+    other.wait()
+    assert train.run(tiny, str(tmp_path), stop_at=1, quiet=True) == {"step": 1, "done": False}
+    assert not (tmp_path / "run.lock").exists()
+
+
+def test_a_run_ends_once_another_process_has_its_workdir(
+    tiny: Experiment, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(claims.Claim, "lost", True)
+    with pytest.raises(ValueError, match="another process has taken over"):
+        train.run(tiny, str(tmp_path), quiet=True)
+    assert checkpoint.Checkpoints(str(tmp_path)).latest() is None
+
+
+def test_a_restart_writes_nothing_anew_that_is_there(tiny: Experiment, tmp_path: pathlib.Path) -> None:
+    """A full disk would else take what stood before."""
+    train.run(tiny, str(tmp_path), stop_at=4, quiet=True)
+    paths = ["config.json", *(f"tokenizer/{file.name}" for file in (tmp_path / "tokenizer").iterdir())]
+    before = {path: (tmp_path / path).stat().st_ino for path in paths}
+    log = (tmp_path / "metrics.jsonl").read_text()
+    train.run(tiny, str(tmp_path), stop_at=6, quiet=True)
+    assert {path: (tmp_path / path).stat().st_ino for path in paths} == before
+    assert (tmp_path / "metrics.jsonl").read_text().startswith(log)
+
+
+def test_a_step_sends_nothing_to_the_devices_but_its_batch(
+    tiny: Experiment, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches are sent by a thread of their own, ahead of the steps; what is logged, scored and saved is apart."""
+
+    def under(guard: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def guarded(*given: Any) -> Any:
+            with jax.transfer_guard(guard):
+                return function(*given)
+
+        return guarded
+
+    for name, guard in {"train": "disallow", "after": "allow", "evaluate": "allow"}.items():
+        monkeypatch.setattr(train._Loop, name, under(guard, getattr(train._Loop, name)))
+    assert train.run(tiny, str(tmp_path), quiet=True)["done"]
+
+
+def test_figures_are_fetched_while_the_next_step_runs(
+    tiny: Experiment, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exp = override(tiny, {"every": config.Every(log=2, evaluate=0, checkpoint=0), "phases.0.steps": 6})
+    happened: list[str] = []
+    count, write = train._Loop.count, Lane.write
+    monkeypatch.setattr(train._Loop, "count", lambda *given: (happened.append("step"), count(*given))[1])
+    monkeypatch.setattr(
+        Lane, "write", lambda lane, *given: (happened.append(f"{given[1]} {given[0]}"), write(lane, *given))[1]
+    )
+    train.run(exp, str(tmp_path), stop_at=6, quiet=True)
+    assert happened == [
+        *["step", "step", "train 1", "step", "train 2", "step", "step", "train 4", "step", "train 6", "validation 6"]
+    ]
 
 
 MESHES = [config.Mesh(1, 1), config.Mesh(8, 1), config.Mesh(4, 2), config.Mesh(2, 2, 2)]
