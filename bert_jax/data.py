@@ -18,18 +18,27 @@ from bert_jax.tasks.base import Measured, Source
 T = TypeVar("T")
 
 
-def shuffled(size: int, seed: int, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def shuffled(size: int, seed: int, positions: np.ndarray, phase: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """The examples at `positions` [B] of an endless stream that shuffles `size` examples anew for each epoch.
+
+    The order of an epoch is that of 32 bits hashed from (seed, phase, epoch): any two of these have orders of their
+    own. A sum would not do: with seed + epoch, the second epoch of seed 0 is the first of seed 1.
 
     Returns:
       The ids [B], in [0, size), and how often each was seen before [B], that is the epoch.
     """
     epochs, places = np.divmod(positions, size)
+    keys = {epoch: order_key(seed, phase, epoch) for epoch in np.unique(epochs).tolist()}
     ids = [
-        index_shuffle(int(place), max_index=size - 1, seed=(seed + int(epoch)) % 2**32, rounds=4)
-        for place, epoch in zip(places, epochs, strict=True)
+        index_shuffle(place, max_index=size - 1, seed=keys[epoch], rounds=4)
+        for place, epoch in zip(places.tolist(), epochs.tolist(), strict=True)
     ]
     return np.asarray(ids, np.int64), epochs
+
+
+def order_key(seed: int, phase: int, epoch: int) -> int:
+    """32 bits that an epoch's order follows from, the same on every machine and in every version of NumPy."""
+    return int(np.random.SeedSequence((seed, phase, epoch)).generate_state(1)[0])
 
 
 class Order(NamedTuple):
@@ -50,21 +59,24 @@ class Batches:
     """
 
     def __init__(
-        self, source: Source, batch_size: int, sharding: NamedSharding, *, seed: int = 0, shuffle: bool = True
+        self,
+        source: Source,
+        batch_size: int,
+        sharding: NamedSharding,
+        *,
+        seed: int = 0,
+        phase_index: int = 0,
+        shuffle: bool = True,
     ) -> None:
+        """`phase_index` says which of the run's phases these batches are for: each has orders of its own."""
         shards = sharding.num_devices // sharding.mesh.shape["model"]
         require(
             batch_size % shards == 0,
             f"a batch of {batch_size} rows cannot be split over {shards} devices: choose a multiple of {shards}",
         )
         require(len(source) > 0, "there are no examples")
-        self.source, self.batch_size, self.sharding, self.seed, self.shuffle = (
-            source,
-            batch_size,
-            sharding,
-            seed,
-            shuffle,
-        )
+        self.source, self.batch_size, self.sharding = source, batch_size, sharding
+        self.seed, self.phase_index, self.shuffle = seed, phase_index, shuffle
 
     def __len__(self) -> int:
         """Batches that one pass over the source fills, the last one perhaps in part."""
@@ -78,7 +90,8 @@ class Batches:
         """Ids, visits and weights of the batches [start, stop), one after the other."""
         positions = np.arange(start * self.batch_size, stop * self.batch_size)
         if self.shuffle:
-            return *shuffled(len(self.source), self.seed, positions), np.ones(len(positions), np.float32)
+            ids, visits = shuffled(len(self.source), self.seed, positions, self.phase_index)
+            return ids, visits, np.ones(len(positions), np.float32)
         weight = (positions < len(self.source)).astype(np.float32)
         return np.minimum(positions, len(self.source) - 1), np.zeros_like(positions), weight
 
@@ -119,10 +132,11 @@ class Grouped(Batches):
         *,
         steps: int = 0,
         seed: int = 0,
+        phase_index: int = 0,
         shuffle: bool = True,
     ) -> None:
         """At most so many `lengths`; `spec(B, T)` gives a batch's shapes. Training takes `steps` batches."""
-        super().__init__(source, batch_size, sharding, seed=seed, shuffle=shuffle)
+        super().__init__(source, batch_size, sharding, seed=seed, phase_index=phase_index, shuffle=shuffle)
         if not isinstance(source, Measured):
             raise ValueError("these examples have no lengths to be grouped by: leave phases' `lengths` at 1")
         self.spec, self.steps, self.terms = spec, steps if shuffle else len(self), source.terms
@@ -145,7 +159,7 @@ class Grouped(Batches):
         deal = np.argsort(self.group[ids], kind="stable")
         deal = deal.reshape(stop - start, self.batch_size)
         if self.shuffle:
-            deal = deal[np.random.default_rng(pool).permutation(len(deal))]
+            deal = deal[np.random.default_rng((self.phase_index, pool)).permutation(len(deal))]
         terms = self.terms[ids[deal]].sum(axis=1)
         lengths, shares = self.lengths[self.group[ids[deal]].max(axis=1)], terms / terms.mean()
         return [Order(ids[d], visits[d], weight[d], *more) for d, *more in zip(deal, lengths, shares, strict=True)]

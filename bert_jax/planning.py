@@ -148,7 +148,7 @@ def stretches(
     for index, phase in enumerate(exp.phases):
         source = source_of(exp, "train", phase.length, context, sources)
         steps = steps_of(phase, source)
-        batches = batches_of(source, exp, phase, place, seed=exp.seed + 7919 * index, steps=steps)
+        batches = batches_of(source, exp, phase, place, seed=exp.seed, phase_index=index, steps=steps)
         validation = evaluated(exp.task.validation(), exp, phase, context, place, sources)
         start = found[-1].stop if found else 0
         found.append(Stretch(phase, start, start + steps, batches, validation))

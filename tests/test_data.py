@@ -11,7 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding
 
-from bert_jax import config, data, sharding
+from bert_jax import config, data, planning, sharding
+from bert_jax.config import override
+from bert_jax.experiment import Experiment
+from bert_jax.tasks.base import Context
 
 
 class Numbers:
@@ -44,6 +47,49 @@ def test_epochs_and_seeds_differ() -> None:
     assert first != second
     assert first != data.shuffled(100, 5, np.arange(100))[0].tolist()
     assert first != sorted(first)
+
+
+def test_any_two_of_seed_phase_and_epoch_have_orders_of_their_own() -> None:
+    """Also those whose sums are equal, or were: seed 0 in its second epoch, and seed 1 in its first."""
+    keys = list(itertools.product((0, 1, 2, 3, 7919, 2 * 7919, 2**31 - 1), (0, 1, 2), (0, 1, 2, 3, 7919)))
+    orders = {}
+    for seed, phase, epoch in keys:
+        batches = data.Batches(Numbers(40), 40, place(), seed=seed, phase_index=phase)
+        orders[seed, phase, epoch] = tuple(batches.order(epoch).ids.tolist())
+    assert len(set(orders.values())) == len(keys)
+    assert {tuple(sorted(order)) for order in orders.values()} == {tuple(range(40))}
+    # As a shuffle would: on average one example in 40 stands where it stands in another order.
+    same = [sum(a == b for a, b in zip(x, y, strict=True)) for x, y in itertools.combinations(orders.values(), 2)]
+    assert np.mean(same) == pytest.approx(1.0, abs=0.05)
+
+
+def test_the_phases_of_a_run_have_orders_of_their_own(tiny: Experiment) -> None:
+    """And no seed's second phase is the first of another: see `planning.stretches`."""
+    found = []
+    for seed in (0, 7919):
+        context = Context(planning.find_tokenizer(tiny), seed=0)  # the same pairs
+        exp = override(tiny, {"seed": seed, "phases.1.length": 16})
+        found += [stretch.batches.order(0).ids.tolist() for stretch in planning.stretches(exp, context, place())]
+    assert len(set(map(tuple, found))) == 4
+
+
+GOLDEN = [3, 1, 8, 2, 0, 8, 1, 3, 9, 2, 4, 7, 5, 0, 6, 6, 9, 3, 0, 4]
+
+
+def test_an_order_stays_what_it_is() -> None:
+    """A run goes on with the order that it began with: a change here changes every run that is under way.
+
+    Renew the numbers with the first line.
+    """
+    ids, visits = data.shuffled(10, 3, np.arange(5, 25), phase=1)
+    assert ids.tolist() == GOLDEN
+    assert visits.tolist() == [0] * 5 + [1] * 10 + [2] * 5
+
+
+def test_pools_of_two_phases_are_dealt_out_differently() -> None:
+    first, second = ([grouped(Sized(3000), phase_index=n).order(i).length for i in range(64)] for n in (0, 1))
+    assert first != second
+    assert sum(a == b for a, b in zip(first, second, strict=True)) < 40
 
 
 @pytest.mark.parametrize("shape", [(8, 1, 1), (4, 2, 1), (2, 2, 2), (1, 1, 8)])
