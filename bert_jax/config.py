@@ -159,7 +159,7 @@ class Phase:
     length: int = 128
     batch_size: int = 256  # of all hosts together
     steps: int = 0
-    epochs: float | int = 0
+    epochs: float | int = 0  # of questions, sentences, rows, as the reference counts them; of a corpus, passes over it
     lengths: int = 1  # static lengths of batches; above 1, examples of about one length share a batch: data.Grouped
 
     def __post_init__(self) -> None:

@@ -290,6 +290,11 @@ class PairExamples:
     def __len__(self) -> int:
         return int(self._starts[-1])
 
+    @property
+    def epoch_size(self) -> int:
+        """The examples of one pass, on average: the paper's epochs are readings of the corpus (appendix A.2)."""
+        return round(len(self) / len(self._rows))
+
     def __reduce__(self) -> tuple[Any, ...]:
         """Another process maps the same files instead of receiving their content."""
         return self._again, ()

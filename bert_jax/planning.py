@@ -20,7 +20,7 @@ from bert_jax.encoder import Bert
 from bert_jax.experiment import Experiment
 from bert_jax.features import Frozen
 from bert_jax.program import key, read_by, step_flops
-from bert_jax.tasks.base import Context, Source
+from bert_jax.tasks.base import Context, Source, epoch_size
 from bert_jax.tokenizer import Tokenizer
 
 
@@ -58,8 +58,8 @@ def tokens_and_flops(exp: Experiment, params: Any, lengths: Sequence[collections
 
 
 def steps_of(phase: config.Phase, source: Source) -> int:
-    """The steps of a phase, where it names epochs by the reference's floor."""
-    return phase.steps or max(1, int(phase.epochs * len(source) / phase.batch_size))
+    """The steps of a phase; where it names epochs, by the reference's floor, of questions, sentences, rows."""
+    return phase.steps or max(1, int(phase.epochs * epoch_size(source) / phase.batch_size))
 
 
 def resolve(exp: Experiment, workdir: str = "") -> Experiment:

@@ -16,6 +16,7 @@ from bert_jax import pairing, tokenizer
 from bert_jax.building import build
 from bert_jax.corpus import Corpus
 from bert_jax.pairing import PairExamples, members, pairs, unigram_entropy
+from bert_jax.tasks.base import epoch_size
 from bert_jax.tokenizer import SPECIAL, WordPiece
 
 
@@ -241,6 +242,13 @@ def small(tmp_path_factory):
     ]
     (folder / "text.txt").write_text("\n\n".join(documents))
     return build([str(folder / "text.txt")], WordPiece([*SPECIAL, *words], lower=True), folder / "corpus", workers=1)
+
+
+def test_an_epoch_is_a_pass(small):
+    """However often the documents are paired anew before the first pairs come again."""
+    three, one = (PairExamples(small, length=32, passes=passes, seed=0) for passes in (3, 1))
+    assert epoch_size(three) == pytest.approx(len(three) / 3, abs=0.5)
+    assert epoch_size(one) == len(one) == pytest.approx(epoch_size(three), rel=0.1)
 
 
 def test_the_layout_of_a_batch(small):

@@ -29,8 +29,8 @@ from bert_jax import (
 from bert_jax.experiment import Experiment
 from bert_jax.features import Frozen
 from bert_jax.program import Program
-from bert_jax.tasks.base import Context
-from bert_jax.tasks.tagging import CONLL2003, UPOS, Sentence, Sentences, Tag
+from bert_jax.tasks.base import Context, epoch_size
+from bert_jax.tasks.tagging import CONLL2003, UPOS, Sentence, Sentences, Tag, Words
 from bert_jax.tokenizer import WordPiece
 
 LETTERS = [chr(ord("a") + n) for n in range(12)]
@@ -84,6 +84,16 @@ def test_a_sentence_longer_than_the_limit_is_read_in_parts() -> None:
 
 
 words = st.text(alphabet="abcx\u200b", min_size=1, max_size=9)
+
+
+@pytest.mark.parametrize("document", [False, True])
+def test_an_epoch_counts_sentences(document: bool) -> None:
+    """Not the parts that they are read in."""
+    source = Sentences([sentences("a b c d e", "a"), sentences("b c d")], ("O",), 4, VOCABULARY, document=document)
+    assert (len(source), epoch_size(source)) == (6, 3)
+    words = Words(source, [np.zeros((9, 2))], 2)
+    assert (len(words), epoch_size(words)) == (6, 3)
+    assert planning.steps_of(config.Phase(length=4, batch_size=2, epochs=3), words) == 4
 
 
 @given(

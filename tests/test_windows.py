@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bert_jax import tokenizer
+from bert_jax import config, planning, tokenizer
+from bert_jax.tasks.base import epoch_size
 from bert_jax.tasks.windows import Question, Windows, misfits, most_context, read, windows
 from bert_jax.tokenizer import WordPiece
 
@@ -71,6 +72,15 @@ def test_a_window_by_hand() -> None:
     assert source.shape(2).most_context.tolist() == [False, True, True]
     with pytest.raises(ValueError, match="leaves no room for a context beside a question of 3 tokens"):
         Windows([question], length=6, stride=3, question=64, tokenizer=VOCABULARY)
+
+
+def test_an_epoch_counts_questions() -> None:
+    """`num_train_steps` of the reference is len(examples) / batch * epochs, its examples the questions of the file."""
+    questions = [Question(str(n), "a b?", "c d e f g h i j k") for n in range(10)]
+    source = Windows(questions, length=11, stride=3, question=64, tokenizer=VOCABULARY)
+    assert (len(source), epoch_size(source)) == (30, 10)
+    assert planning.steps_of(config.Phase(length=11, batch_size=4, epochs=3), source) == 7
+    assert planning.steps_of(config.Phase(length=11, batch_size=4, steps=5), source) == 5
 
 
 def test_a_question_is_cut() -> None:

@@ -36,6 +36,15 @@ class Source(Protocol):
         ...
 
 
+def epoch_size(source: Source) -> int:
+    """How many examples an epoch of a phase counts: what the task reads, as the reference counts it.
+
+    The source says so by an `epoch_size` of its own where its examples are parts or copies of that, as windows of a
+    context are; by default each example counts.
+    """
+    return getattr(source, "epoch_size", len(source))
+
+
 @runtime_checkable
 class Measured(Source, Protocol):
     """A source that knows its examples' lengths without reading them: its batches can be grouped by length."""

@@ -236,6 +236,11 @@ class Sentences(Arrays):
         super().__init__(tokens=tokens, segments=np.zeros_like(tokens), mask=mask, tags=tags, predicted=predicted)
 
     @property
+    def epoch_size(self) -> int:
+        """Sentences of the file, in however many parts they are read and whatever stands around them."""
+        return len(self.sentences)
+
+    @property
     def terms(self) -> np.ndarray:
         return self.arrays["predicted"].sum(axis=1)
 
@@ -269,6 +274,10 @@ class Words:
 
     def __len__(self) -> int:
         return len(self.windows)
+
+    @property
+    def epoch_size(self) -> int:
+        return self.windows.epoch_size
 
     def batch(self, ids: np.ndarray) -> dict[str, np.ndarray]:
         found = {name: array[ids] for name, array in self.arrays.items()}

@@ -100,6 +100,11 @@ class Windows:
         return len(self.table)
 
     @property
+    def epoch_size(self) -> int:
+        """Questions, however many windows their contexts are read in: see `base.epoch_size`."""
+        return len(self.questions)
+
+    @property
     def sizes(self) -> np.ndarray:
         asked = np.asarray([len(one) for one in self._asked])
         return asked[self.table[:, 0]] + 3 + self.table[:, 2] - self.table[:, 1]
