@@ -50,6 +50,14 @@ class Experiment:
         require_tuples(self)
         require(bool(self.phases), "an experiment needs at least one phase")
         require(0 <= self.seed < 2**31, f"seed must lie in [0, 2^31), not {self.seed}")
+        for index, phase in enumerate(self.phases):
+            for name in ("clip_shards", "accumulate"):
+                parts = getattr(self.optimizer, name)
+                require(
+                    phase.batch_size % parts == 0,
+                    f"phases.{index}.batch_size={phase.batch_size} cannot be split into optimizer.{name}={parts} equal "
+                    f"parts: choose a multiple of {parts}",
+                )
         if self.encoder is not None:
             longest = max(phase.length for phase in self.phases)
             require(

@@ -45,14 +45,14 @@ def schedule(
 
 
 def clip(gradients: Tree, norm: float) -> Tree:
-    """The gradients, scaled down to the global norm `norm` where they exceed it."""
+    """The gradients, scaled down to the global norm `norm` where they exceed it; with `norm` 0, as they are."""
     scale = clip_scale(gradients, norm)
     return jax.tree.map(lambda g: g * scale, gradients)
 
 
 def clip_scale(gradients: Tree, norm: float) -> Float[Array, ""]:
-    """The factor, at most 1, that brings the gradients' global norm down to `norm`."""
-    return norm / jnp.maximum(optax.tree.norm(gradients), norm)
+    """The factor, at most 1, that brings the gradients' global norm down to `norm`; a norm of 0 means no clipping: 1."""
+    return norm / jnp.maximum(optax.tree.norm(gradients), norm) if norm else jnp.ones(())
 
 
 def decays(path: tuple[Any, ...]) -> bool:
@@ -74,7 +74,7 @@ def make(optimizer: config.Optimizer, total_steps: int, learning_rate: Any = Non
         return State(jnp.zeros((), jnp.int32), zeros(), zeros())
 
     def update(gradients: Tree, state: State, params: Tree = None) -> tuple[Tree, State]:
-        scale = clip_scale(gradients, o.clip_norm) if o.clip_norm else jnp.float32(1.0)
+        scale = clip_scale(gradients, o.clip_norm)
         rate, count = rate_of(state.step), state.step + 1
         mu = jax.tree.map(lambda g, m: o.b1 * m + (1 - o.b1) * (g * scale), gradients, state.mu)
         nu = jax.tree.map(lambda g, n: o.b2 * n + (1 - o.b2) * jnp.square(g * scale), gradients, state.nu)

@@ -186,8 +186,6 @@ class Program:
     def _accumulated(self, params: Any, batch: Batch, dropout: jax.Array) -> tuple[Any, dict[str, Pair]]:
         """`_gradients` in parts: the same sums over the same weights, whatever each part holds of them."""
         count = self.experiment.optimizer.accumulate
-        rows = batch["id"].shape[0]
-        require(rows % count == 0, f"a batch of {rows} rows cannot be accumulated in {count} equal parts")
         # What a loss weighs does not depend on the outputs' values: no forward pass is needed to know it.
         outputs = jax.eval_shape(lambda: self.module.apply({"params": params}, batch, train=False))
         whole, _ = self.experiment.task.losses(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), outputs), batch)

@@ -122,6 +122,7 @@ def test_clip() -> None:
     tree = {"a": jnp.array([3.0]), "b": jnp.array([[4.0]])}
     np.testing.assert_allclose(clip(tree, 1.0)["b"], [[0.8]], rtol=1e-6)
     np.testing.assert_array_equal(clip(tree, 5.0)["a"], tree["a"])
+    np.testing.assert_array_equal(clip(tree, 0.0)["a"], tree["a"])  # no clipping: so of each shard by itself
     np.testing.assert_array_equal(clip(jax.tree.map(jnp.zeros_like, tree), 1.0)["a"], [0.0])
 
 

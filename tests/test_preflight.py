@@ -86,8 +86,8 @@ def test_chips_are_found_by_their_longest_name() -> None:
 
 
 def test_what_is_wrong_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    exp = override(SMALL, {"optimizer.accumulate": 3})
-    with pytest.raises(ValueError, match=r"32 rows cannot be split over 12 \(data x fsdp x accumulate\)"):
+    exp = override(SMALL, {"optimizer.accumulate": 16})
+    with pytest.raises(ValueError, match=r"32 rows cannot be split over 64 \(data x fsdp x accumulate\)"):
         preflight.compile_step(exp, exp.phases[0], jax.devices()[:4])
     monkeypatch.setattr(preflight, "has_compiler", lambda: True)
     for name in ("v9:2x2", "v5e", "v5e:2x2x2", "v4:2x2", "nonsense"):

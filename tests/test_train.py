@@ -505,10 +505,19 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(tiny: Experiment, me
     parts, same = gradients(4)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), parts, whole)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), same, figures)
-    with pytest.raises(ValueError, match="8 rows cannot be accumulated in 3 equal parts"):
-        gradients(3)
     with pytest.raises(ValueError, match="cannot both exceed 1"):
         override(exp, {"optimizer.accumulate": 2, "optimizer.clip_shards": 2})
+
+
+@pytest.mark.parametrize("name", ["clip_shards", "accumulate"])
+def test_parts_that_do_not_divide_a_batch_are_refused(tiny: Experiment, name: str) -> None:
+    """Where the experiment is made, whatever phase it is."""
+    message = rf"phases\.1\.batch_size=6 cannot be split into optimizer\.{name}=4 equal parts: choose a multiple of 4"
+    with pytest.raises(ValueError, match=message):
+        override(tiny, {"phases.1.batch_size": 6, f"optimizer.{name}": 4})
+    with pytest.raises(ValueError, match=r"phases\.0\.batch_size=8 cannot be split into"):
+        override(tiny, {f"optimizer.{name}": "3"})
+    assert override(tiny, {"phases.1.batch_size": 12, f"optimizer.{name}": 4}).phases[1].batch_size == 12
 
 
 def test_the_encoder_comes_from_init_from_unless_named(tiny: Experiment, whole: pathlib.Path) -> None:
