@@ -51,7 +51,7 @@ def clip(gradients: Tree, norm: float) -> Tree:
 
 
 def clip_scale(gradients: Tree, norm: float) -> Float[Array, ""]:
-    """The factor, at most 1, that brings the gradients' global norm down to `norm`; a norm of 0 means no clipping: 1."""
+    """The factor, at most 1, that brings the gradients' global norm down to `norm`; 1 for a norm of 0, no clipping."""
     return norm / jnp.maximum(optax.tree.norm(gradients), norm) if norm else jnp.ones(())
 
 

@@ -106,9 +106,9 @@ def _cells(path: str, content: str, needed: Sequence[str], columns: list[str], m
         elif len(cells) == len(columns):
             yield Row(f"{path}:{number}", dict(zip(columns, cells, strict=True)))
         else:
-            found = f"{len(cells)} found: {' | '.join(cells)[:80]!r}"
-            message = f"{path}:{number}: {len(columns)} columns expected ({', '.join(columns)}), {found}"
-            require(malformed == "skip", message)
+            if malformed == "error":
+                found = f"{len(cells)} found: {' | '.join(cells)[:80]!r}"
+                raise ValueError(f"{path}:{number}: {len(columns)} columns expected ({', '.join(columns)}), {found}")
             skipped.append(number)
     if skipped:
         logging.warning("%s: %d malformed rows skipped, the first in line %d", path, len(skipped), skipped[0])
@@ -141,9 +141,11 @@ def _json_lines(path: str, content: str, needed: Sequence[str]) -> Iterator[Row]
             found: Any = json.loads(line)
         except json.JSONDecodeError as error:
             raise ValueError(f"{path}:{number}: no JSON object: {error}") from None
-        require(isinstance(found, dict), f"{path}:{number}: a JSON object is expected, not {line[:80]!r}")
+        if not isinstance(found, dict):
+            raise ValueError(f"{path}:{number}: a JSON object is expected, not {line[:80]!r}")
         for name in needed:
-            require(name in found, f"{path}:{number}: no field {name!r}: {nearest(name, found)}")
+            if name not in found:
+                raise ValueError(f"{path}:{number}: no field {name!r}: {nearest(name, found)}")
         yield Row(f"{path}:{number}", {name: _plain(value) for name, value in found.items()})
 
 

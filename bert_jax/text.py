@@ -262,9 +262,12 @@ def _json_lines(path: pathlib.Path, stream: io.TextIOBase, errors: str, field: s
             raise ValueError(
                 f'{name}: expected a JSON object like {{"{field}": "..."}}: {error.msg} at column {error.colno}'
             ) from None
-        require(isinstance(row, dict), f'{name}: expected a JSON object like {{"{field}": "..."}}, not {line[:40]!r}')
-        require(field in row, f"{name}: no field {field!r}: {nearest(field, row)}")
-        require(isinstance(row[field], str), f"{name}: the field {field!r} must be a string, not {row[field]!r:.40}")
+        if not isinstance(row, dict):
+            raise ValueError(f'{name}: expected a JSON object like {{"{field}": "..."}}, not {line[:40]!r}')
+        if field not in row:
+            raise ValueError(f"{name}: no field {field!r}: {nearest(field, row)}")
+        if not isinstance(row[field], str):
+            raise ValueError(f"{name}: the field {field!r} must be a string, not {row[field]!r:.40}")
         try:
             text = row[field].encode("utf-8", errors).decode()
         except UnicodeEncodeError:

@@ -8,7 +8,12 @@ import pathlib
 
 import pytest
 
-from bert_jax import tables
+from bert_jax import tables, text
+from bert_jax.tasks.choice import Choose
+from bert_jax.tasks.classify import Classify
+from bert_jax.tasks.squad import Squad
+from bert_jax.tasks.tagging import Tag
+from bert_jax.tasks.windows import Question
 
 
 def write(folder: pathlib.Path, text: str | bytes, name: str = "file.tsv") -> str:
@@ -113,3 +118,39 @@ def test_an_archive_stands_in_for_a_file_that_is_not_there(tmp_path: pathlib.Pat
     (tmp_path / "rows.csv").write_text("a\n1\n")
     (tmp_path / "rows.csv.xz").write_bytes(b"")
     assert tables.path_of("rows.csv", str(tmp_path)) == str(tmp_path / "rows.csv")
+
+
+class Counted(str):
+    """A name that counts the messages that it is put into."""
+
+    times = 0
+
+    def __format__(self, spec: str) -> str:
+        Counted.times += 1
+        return super().__format__(spec)
+
+
+def test_messages_are_built_for_bad_data_alone(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They took longer than the reading itself: the nearest of a line's fields, all labels of a word's.
+
+    A few about a file are no matter; none is there for each of its 50 lines.
+    """
+    name = Counted("train")
+    monkeypatch.setattr(tables, "read_text", lambda _: "a B-X\n" * 50)
+    tag = Tag(train="", dev=("",), labels=("O", "B-X", "I-X"), label=2, document=False)
+    assert len(tag.read(name)[0][0].words) == 50
+    questions = [Question("q", "a?", "b c", (("c", 2),))] * 50
+    assert Squad(train="", dev="").located(questions, name, train=True) == questions
+
+    row = tables.Row(name, {"sentence": "a", "label": "1", "sent1": "b", "sent2": "c", "end": "d"})
+    monkeypatch.setattr(tables, "read", lambda *_, **__: [row] * 50)
+    for labels in (("0", "1"), ()):
+        assert Classify(train="", dev=("",), labels=labels).read("")[49].label == 1
+    assert Choose(train="", endings=("end", "sent1")).read("")[49].label == 1
+
+    monkeypatch.undo()
+    for reader in (tables, text):
+        monkeypatch.setattr(reader, "nearest", lambda *_: f"{name}")
+    path = write(tmp_path, (json.dumps({"text": "a b"}) + "\n") * 50, "file.jsonl")
+    assert len(cells(path, "text")) == len(list(text.documents([path]))) == 50
+    assert Counted.times < 10

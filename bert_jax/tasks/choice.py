@@ -74,11 +74,11 @@ class Choose(Task):
         found = []
         for row in tables.read(path, [*texts, self.label] if labelled else texts, columns=self.columns):
             cells = row.cells
-            require(
-                not labelled or cells[self.label] in known,
-                f"{row.place}: {self.label} must be the number of the right ending, 0 to {known[-1]}, "
-                f"not {cells.get(self.label)!r}",
-            )
+            if labelled and cells[self.label] not in known:
+                raise ValueError(
+                    f"{row.place}: {self.label} must be the number of the right ending, 0 to {known[-1]}, "
+                    f"not {cells[self.label]!r}"
+                )
             start = f"{cells[self.start]} " if self.start else ""
             endings = tuple(start + cells[name] for name in self.endings)
             found.append(Choice(cells[self.context], endings, int(cells[self.label]) if labelled else 0))

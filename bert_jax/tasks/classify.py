@@ -106,14 +106,16 @@ class Classify(Task):
         """A row's class or value."""
         cell = row.cells[self.label]
         if self.labels:
-            names = ", ".join(self.labels)
-            require(cell in self.labels, f"{row.place}: label {cell!r} is none of {names}; name all in task.labels")
+            if cell not in self.labels:
+                names = ", ".join(self.labels)
+                raise ValueError(f"{row.place}: label {cell!r} is none of {names}; name all in task.labels")
             return self.labels.index(cell)
         try:
             value = float(cell)
         except ValueError:
             value = math.nan
-        require(math.isfinite(value), f"{row.place}: {self.label} must be a number, not {cell!r}")
+        if not math.isfinite(value):
+            raise ValueError(f"{row.place}: {self.label} must be a number, not {cell!r}")
         return value
 
     def spec(self, batch_size: int, length: int, encoder: config.Encoder) -> dict[str, jax.ShapeDtypeStruct]:

@@ -75,21 +75,23 @@ class Squad(Task):
         """
         found, lost, moved = [], 0, 0
         for one in questions:
-            where = f"{path}: question {one.id}"
-            require(
-                bool(one.answers) or self.unanswerable or not train,
-                f"{where} has no answer: a set like SQuAD 2.0 needs task.unanswerable=true",
-            )
             if not one.answers:
+                if train and not self.unanswerable:
+                    raise ValueError(
+                        f"{path}: question {one.id} has no answer: a set like SQuAD 2.0 needs task.unanswerable=true"
+                    )
                 found.append(one)
                 continue
             text, start = one.answers[0]
             if text and one.context[start : start + len(text)] == text and start >= 0:
                 found.append(one)
                 continue
-            there = one.context[max(start, 0) : max(start, 0) + len(text)]
-            message = f"{where}: the answer {text!r} is not at its offset {start}, there is {there!r}"
-            require(self.misplaced != "error", f"{message}; task.misplaced can relocate or skip such answers")
+            if self.misplaced == "error":
+                there = one.context[max(start, 0) : max(start, 0) + len(text)]
+                raise ValueError(
+                    f"{path}: question {one.id}: the answer {text!r} is not at its offset {start}, there is {there!r}; "
+                    "task.misplaced can relocate or skip such answers"
+                )
             places = list(_occurrences(one.context, text)) if self.misplaced == "relocate" else []
             if places:
                 nearest = min(places, key=lambda place: abs(place - start))

@@ -118,9 +118,10 @@ class Tag(Task):
             if self.scheme == "iob2":
                 tags = scores.as_iob2(tags)
             for offset, tag in enumerate(tags):
-                names = ", ".join(self.labels)
-                where = f"{path}: the sentence that begins in line {number}, word {offset + 1} ({words[offset]!r})"
-                require(tag in self.labels, f"{where}: tag {tag!r} is none of {names}; name all in task.labels")
+                if tag not in self.labels:
+                    where = f"{path}: the sentence that begins in line {number}, word {offset + 1} ({words[offset]!r})"
+                    names = ", ".join(self.labels)
+                    raise ValueError(f"{where}: tag {tag!r} is none of {names}; name all in task.labels")
             documents[-1].append(Sentence(words, tuple(tags)))
         documents = [document for document in documents if document]
         require(bool(documents), f"{path}: no sentences")
@@ -193,10 +194,8 @@ def _blocks(path: str, columns: int) -> Iterator[tuple[int, list[list[str]] | No
             if line.strip():
                 yield number, None
         elif not conllu or cells[0].isdigit():
-            require(
-                len(cells) >= columns,
-                f"{path}:{number}: {columns} columns expected, {len(cells)} found: {line[:80]!r}",
-            )
+            if len(cells) < columns:
+                raise ValueError(f"{path}:{number}: {columns} columns expected, {len(cells)} found: {line[:80]!r}")
             rows.append(cells)
 
 

@@ -13,7 +13,6 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from bert_jax import encoding, tables
-from bert_jax.config import require
 from bert_jax.tokenizer import Tokenizer
 
 
@@ -86,7 +85,10 @@ class Windows:
         rows = []
         for number, (one, asked) in enumerate(zip(questions, self._asked, strict=True)):
             room = length - len(asked) - 3
-            require(room > 0, f"length {length} leaves no room for a context beside a question of {len(asked)} tokens")
+            if room <= 0:
+                raise ValueError(
+                    f"length {length} leaves no room for a context beside a question of {len(asked)} tokens"
+                )
             first, last = answer_tokens(one, read[one.context][1])
             for start, stop in windows(len(read[one.context][0]), room, stride):
                 inside = start <= first <= last < stop
