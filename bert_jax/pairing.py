@@ -342,17 +342,18 @@ def assemble(corpus: Corpus, rows: np.ndarray, length: int) -> dict[str, np.ndar
 
 
 def unigram_entropy(corpus: Corpus, split: str, heldout: float, seed: int) -> float:
-    """The entropy, in nats, of the distribution of single tokens in `split`.
+    """The entropy, in nats, of the distribution of single tokens in `split`. Reads the tokens of that split alone.
 
     No model that ignores the context has a lower masked LM loss: a curve that falls below it shows a model that reads.
     """
-    chosen = np.zeros(corpus.count("documents"), np.bool_)
-    chosen[members(corpus, split, heldout, seed)] = True
+    chosen = members(corpus, split, heldout, seed)
     counts = np.zeros(corpus.tokenizer.vocab_size, np.int64)
-    for first, last in _blocks(corpus):
-        starts = corpus.sentences[corpus.documents[first : last + 1]]
-        inside = np.repeat(chosen[first:last], np.diff(starts))
-        counts += np.bincount(corpus.tokens[starts[0] : starts[-1]][inside], minlength=len(counts))
+    for bounds in _blocks(corpus):
+        own = chosen[slice(*np.searchsorted(chosen, bounds))]
+        spans = corpus.sentences[corpus.documents[np.stack([own, own + 1], axis=1)]].tolist()
+        tokens = [corpus.tokens[start:end] for start, end in spans]
+        if tokens:
+            counts += np.bincount(np.concatenate(tokens), minlength=len(counts))
     share = counts[counts > 0] / counts.sum()
     return float(-(share * np.log(share)).sum())
 

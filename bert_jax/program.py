@@ -7,6 +7,7 @@ Only the step number is state: batches, masks and dropout are functions of it an
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
 import zlib
@@ -116,6 +117,11 @@ class Program:
             in_shardings=(self.shardings.params, self.batch_sharding, replicated),
             out_shardings=replicated,
         )
+
+    @functools.cached_property
+    def step_flops(self) -> Callable[[int, int], float]:
+        """`step_flops` of the experiment by length and rows, computed once for each: a loop asks at every step."""
+        return functools.cache(functools.partial(step_flops, self.experiment, self.abstract.params))
 
     def init(self, seed: int | None = None) -> State:
         """The state that a run begins with, by default that of the experiment's own seed."""

@@ -1,6 +1,7 @@
 """The pairing: the reference's rates, its distribution against a plain restatement, splits, index and batches."""
 
 import collections
+import dataclasses
 import errno
 import pathlib
 import pickle
@@ -352,6 +353,21 @@ def test_a_full_disk_leaves_no_half_index(small, monkeypatch):
 def test_impossible_arguments(name, value, small):
     with pytest.raises(ValueError, match=name):
         PairExamples(small, **{"length": 32, "passes": 1, "seed": 0, name: value})
+
+
+def test_unigram_entropy_reads_its_own_split_alone(small):
+    read = []
+
+    class Watched(np.ndarray):
+        def __getitem__(self, which):
+            read.append(small.tokens[which])
+            return read[-1]
+
+    unigram_entropy(dataclasses.replace(small, tokens=small.tokens.view(Watched)), "validation", 0.1, 0)
+    held = [
+        sentence for document in members(small, "validation", 0.1, 0).tolist() for sentence in small.document(document)
+    ]
+    assert sum(map(len, read)) == sum(map(len, held)) < 0.3 * small.count("tokens")
 
 
 def test_unigram_entropy(small, tmp_path):

@@ -1,7 +1,9 @@
 """Pre-training's variants: what each changes, and that it changes nothing else (paper, section 5.1)."""
 
 import itertools
+import json
 import pathlib
+import shutil
 
 import flax.linen as nn
 import jax
@@ -10,10 +12,13 @@ import numpy as np
 import pytest
 
 import bert_jax
-from bert_jax import checkpoint, config, metrics, planning, sharding, train
+from bert_jax import checkpoint, config, flops, metrics, planning, sharding, train
 from bert_jax.config import override
+from bert_jax.corpus import Corpus
 from bert_jax.experiment import Experiment
-from bert_jax.program import Program
+from bert_jax.pairing import unigram_entropy
+from bert_jax.program import Program, step_flops
+from bert_jax.tasks import pretrain
 from bert_jax.tasks.base import Context, Task
 from bert_jax.tasks.choice import Choose
 from bert_jax.tasks.classify import Classify
@@ -94,6 +99,43 @@ def test_sentences_of_a_document_in_place_of_pairs(tiny: Experiment) -> None:
     assert figures.keys() == same_figures.keys()
     changed = config.differences(config.to_dict(override(tiny, NO_NSP)), config.to_dict(exp))
     assert changed == ["task.input_format: 'segment_pair', and 'doc_sentences'"]
+
+
+def test_baselines_are_counted_once_for_each_split(
+    tiny: Experiment, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However often a run's phases ask for them: at the end of pre-training, minutes of reading."""
+    counted = []
+
+    def count(corpus: Corpus, *split: object) -> float:
+        counted.append(corpus.fingerprint)
+        return unigram_entropy(corpus, *split)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(pretrain, "unigram_entropy", count)
+    shutil.copytree(tiny.task.corpus, tmp_path / "corpus", ignore=shutil.ignore_patterns("index"))
+    task = override(tiny.task, {"corpus": str(tmp_path / "corpus")})
+    contexts = [Context(planning.find_tokenizer(tiny), seed=seed) for seed in (0, 0, 1)]
+    found = [task.baselines(context, length) for context in contexts for length in (16, 32)]
+    assert len(counted) == 2, "one for each seed"
+    assert found[0] == found[2]
+    validation = task.source("validation", 32, contexts[0])
+    share = validation.batch(np.arange(len(validation)))["next_sentence"].mean()
+    assert found[1]["nsp_majority"] == pytest.approx(max(share, 1 - share))
+    manifest = tmp_path / "corpus" / "manifest.json"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "sources": []}))
+    task.baselines(contexts[0], 16)
+    assert len(counted) == 3, "another corpus under the same name"
+
+
+def test_the_flops_of_a_step_are_counted_once_for_each_shape(tiny: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = []
+    of_step = flops.of_step
+    monkeypatch.setattr(flops, "of_step", lambda *args: counted.append(args) or of_step(*args))
+    made = program(tiny)
+    found = [made.step_flops(length, 8) for length in (16, 32, 16, 32)]
+    assert len(counted) == 2
+    assert found[:2] == found[2:]
+    assert found[1] == step_flops(tiny, made.abstract.params, 32, 8) > 2 * found[0]
 
 
 def test_sentences_of_a_document_cannot_be_paired(tiny: Experiment) -> None:
