@@ -67,16 +67,21 @@ class Batches:
         seed: int = 0,
         phase_index: int = 0,
         shuffle: bool = True,
+        check: Callable[[Mapping[str, np.ndarray]], None] = lambda rows: None,
     ) -> None:
-        """`phase_index` says which of the run's phases these batches are for: each has orders of its own."""
+        """`phase_index` says which of the run's phases these batches are for: each has orders of its own.
+
+        `check` sees the source's rows of each batch, and one row now; it raises where a model cannot read them.
+        """
         shards = sharding.num_devices // sharding.mesh.shape["model"]
         require(
             batch_size % shards == 0,
             f"a batch of {batch_size} rows cannot be split over {shards} devices: choose a multiple of {shards}",
         )
         require(len(source) > 0, "there are no examples")
+        check(source.batch(np.zeros(1, np.int64)))
         self.source, self.batch_size, self.sharding = source, batch_size, sharding
-        self.seed, self.phase_index, self.shuffle = seed, phase_index, shuffle
+        self.seed, self.phase_index, self.shuffle, self.check = seed, phase_index, shuffle, check
 
     def __len__(self) -> int:
         """Batches that one pass over the source fills, the last one perhaps in part."""
@@ -98,8 +103,10 @@ class Batches:
     def rows(self, n: int, span: slice = slice(None), length: int = 0) -> dict[str, np.ndarray]:
         """The rows `span` of batch `n`, on the host. `length` is for batches that have no length of their own."""
         order = self.order(n)
+        rows = self.source.batch(order.ids[span])
+        self.check(rows)
         return {
-            **self.source.batch(order.ids[span]),
+            **rows,
             "id": order.ids[span].astype(np.int32),
             "visit": order.visits[span].astype(np.int32),
             "weight": order.weight[span],
@@ -131,12 +138,12 @@ class Grouped(Batches):
         lengths: int,
         *,
         steps: int = 0,
-        seed: int = 0,
-        phase_index: int = 0,
         shuffle: bool = True,
+        **more: Any,
     ) -> None:
-        """At most so many `lengths`; `spec(B, T)` gives a batch's shapes. Training takes `steps` batches."""
-        super().__init__(source, batch_size, sharding, seed=seed, phase_index=phase_index, shuffle=shuffle)
+        """At most so many `lengths`; `spec(B, T)` gives a batch's shapes. Training takes `steps` batches. `more` is as
+        of `Batches`."""
+        super().__init__(source, batch_size, sharding, shuffle=shuffle, **more)
         if not isinstance(source, Measured):
             raise ValueError("these examples have no lengths to be grouped by: leave phases' `lengths` at 1")
         self.spec, self.steps, self.terms = spec, steps if shuffle else len(self), source.terms

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int, Key
 
@@ -38,6 +39,23 @@ class Encoded(NamedTuple):
     hidden: Float[Array, "B T D"]  # or [B, M, D], at M positions
     table: Float[Array, "V D"]  # the word embeddings, to which the masked LM's output is tied
     layers: Float[Array, "N B T D"] | None = None  # the embeddings' output and each layer's, N = L + 1
+
+
+def check_inputs(config: config.Encoder, batch: Mapping[str, Any]) -> None:
+    """Checks that the tables have a row for each id in a batch on the host: in "tokens" and "segments" [..., T].
+
+    A program does not: there, a segment outside the table adds nothing, and a token outside it gives NaN.
+
+    Raises:
+      ValueError: that names the ids, and says what a model without a second segment cannot read.
+    """
+    for name, size, field in (("tokens", config.vocab_size, "vocab_size"), ("segments", config.segments, "segments")):
+        ids = np.asarray(batch.get(name, 0))
+        if ids.size and not 0 <= ids.min() <= ids.max() < size:
+            pairs = ": its segments tell no pairs of texts apart, so give it single texts" if name == "segments" else ""
+            raise ValueError(
+                f"{name} from {ids.min()} to {ids.max()} are given to a model of encoder.{field}={size}{pairs}"
+            )
 
 
 class Bert(nn.Module):

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from bert_jax import cache, config
 from bert_jax.cache import Make
-from bert_jax.encoder import Bert
+from bert_jax.encoder import Bert, check_inputs
 
 VERSION = 1  # of this code's output: to be raised when the numbers that it gives change
 TOKENS = 4096  # of one batch, padding included
@@ -103,6 +103,7 @@ def vectors(
 
 def _fill(frozen: Frozen, arrays: Mapping[str, np.ndarray], into: Mapping[int, np.ndarray], quiet: bool) -> None:
     """Runs the encoder over all rows; writes each layer's vectors at the predicted places to their own place `into`."""
+    check_inputs(frozen.config, arrays)
     params = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), frozen.params)
     layers = tuple(sorted(into))
     counts = arrays["predicted"].sum(axis=1)

@@ -16,7 +16,7 @@ import numpy as np
 
 from bert_jax import checkpoint, config, data, experiment, files, pretrained, tokenizer
 from bert_jax.config import require
-from bert_jax.encoder import Bert
+from bert_jax.encoder import Bert, check_inputs
 from bert_jax.experiment import Experiment
 from bert_jax.features import Frozen
 from bert_jax.program import key, read_by, step_flops
@@ -184,9 +184,14 @@ def own_features(exp: Experiment) -> bool:
 def batches_of(
     source: Source, exp: Experiment, phase: config.Phase, place: jax.sharding.NamedSharding, **more: Any
 ) -> data.Batches:
-    """A source's batches in a phase, grouped by length where it says so."""
+    """A source's batches in a phase, grouped by length where it says so.
+
+    Raises:
+      ValueError: where the encoder's tables have no row for the ids of an example.
+    """
+    assert exp.encoder is not None
+    more["check"] = functools.partial(check_inputs, exp.encoder)
     if phase.lengths > 1:
-        assert exp.encoder is not None
         spec = functools.partial(exp.task.spec, encoder=exp.encoder)
         return data.Grouped(source, phase.batch_size, place, spec, phase.lengths, **more)
     more.pop("steps", None)

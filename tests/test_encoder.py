@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bert_jax.config import Encoder, override
-from bert_jax.encoder import Attention, Bert, Embeddings, Encoded, Layer, LayerNorm, gelu
+from bert_jax.encoder import Attention, Bert, Embeddings, Encoded, Layer, LayerNorm, check_inputs, gelu
 
 TINY = Encoder(layers=2, hidden=16, heads=2, vocab_size=50, max_positions=12, scan=False)
 DRY = override(TINY, {"dropout": 0.0, "attention_dropout": 0.0})
@@ -331,6 +331,19 @@ def test_the_initial_weights() -> None:
 def test_a_sequence_too_long_is_refused() -> None:
     with pytest.raises(ValueError, match=r"13 tokens exceeds the model's 12 positions"):
         encode(TINY, *inputs(length=13))
+
+
+def test_ids_outside_the_tables_are_refused_on_the_host() -> None:
+    single = override(TINY, {"segments": 1})
+    tokens, segments, mask = map(np.asarray, inputs())
+    check_inputs(TINY, {"tokens": tokens, "segments": segments, "mask": mask})
+    check_inputs(single, {"tokens": tokens, "segments": np.zeros_like(segments)})
+    check_inputs(single, {"features": np.ones((2, 3))})
+    with pytest.raises(ValueError, match=r"segments from 0 to 1 are given to a model of encoder.segments=1: .* pairs"):
+        check_inputs(single, {"tokens": tokens, "segments": segments})
+    for bad in (50, -1):
+        with pytest.raises(ValueError, match=r"tokens from .* are given to a model of encoder.vocab_size=50"):
+            check_inputs(TINY, {"tokens": np.where(tokens == tokens[0, 0], bad, tokens)})
 
 
 def test_bfloat16_activations_are_near_and_parameters_stay_float32() -> None:

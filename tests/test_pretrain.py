@@ -19,7 +19,7 @@ from bert_jax.experiment import Experiment
 from bert_jax.pairing import unigram_entropy
 from bert_jax.program import Program, step_flops
 from bert_jax.tasks import pretrain
-from bert_jax.tasks.base import Context, Task
+from bert_jax.tasks.base import Arrays, Context, Task
 from bert_jax.tasks.choice import Choose
 from bert_jax.tasks.classify import Classify
 from bert_jax.tasks.pretrain import Pretrain
@@ -99,6 +99,27 @@ def test_sentences_of_a_document_in_place_of_pairs(tiny: Experiment) -> None:
     assert figures.keys() == same_figures.keys()
     changed = config.differences(config.to_dict(override(tiny, NO_NSP)), config.to_dict(exp))
     assert changed == ["task.input_format: 'segment_pair', and 'doc_sentences'"]
+
+
+@pytest.mark.parametrize("lengths", [1, 2])
+def test_pairs_are_refused_by_a_model_of_one_segment_type(
+    tiny: Experiment, tmp_path: pathlib.Path, lengths: int
+) -> None:
+    """Before anything is compiled or written; what has no pairs trains."""
+    single = override(tiny, {"encoder.segments": 1})
+    with pytest.raises(ValueError, match=r"encoder\.segments=1: its segments tell no pairs of texts apart"):
+        train.run(single, str(tmp_path / "run"), quiet=True)
+    assert not (tmp_path / "run").exists()
+    context, place = Context(planning.find_tokenizer(tiny)), sharding.batch_sharding(sharding.make_mesh(tiny.mesh))
+    alone = override(single, DOCUMENTS)
+    assert [stretch.batches[0]["segments"].any() for stretch in planning.stretches(alone, context, place)] == [0, 0]
+
+    rows = np.zeros((8, 16), np.int32)  # examples of which a later one is a pair
+    late = Arrays(tokens=rows, segments=rows + np.arange(8)[:, None] // 7, mask=rows == 0)
+    phase = config.Phase(length=16, batch_size=8, steps=1, lengths=lengths)
+    batches = planning.batches_of(late, single, phase, place, seed=0, steps=1)
+    with pytest.raises(ValueError, match=r"encoder\.segments=1"):
+        batches[0]
 
 
 def test_baselines_are_counted_once_for_each_split(
