@@ -5,13 +5,15 @@ Every default is what the reference implementation does; a field whose default d
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
+import functools
 import json
 import math
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 from etils import epath
@@ -25,12 +27,113 @@ def require(condition: object, message: str) -> None:
         raise ValueError(message)
 
 
-def require_tuples(config: Any) -> None:
-    """Raises `ValueError` where one value stands for a tuple: ("dev.tsv") is a text, ("dev.tsv",) a tuple of one."""
-    for name, kind in typing.get_type_hints(type(config)).items():
-        value = getattr(config, name)
-        fits = typing.get_origin(kind) is not tuple or isinstance(value, (tuple, list))
-        require(fits, f"{name} must be a tuple, with a comma after a single item, not {value!r}")
+def check_types(config: Any, path: str = "") -> None:
+    """Checks each field of a config, and of the configs in it, against its annotation: see `check`.
+
+    Raises:
+      ValueError: that names the field, from `path` on, and says what was probably meant.
+    """
+    for name, kind in field_kinds(type(config)).items():  # type: ignore[arg-type]
+        check(getattr(config, name), kind, path + name)
+
+
+def check(value: Any, kind: Any, name: str) -> None:
+    """Checks that `value`, the field `name`, is of the annotated type `kind`.
+
+    Numbers must be finite, and integers fit into 32 bits: shapes, steps and seeds are counted so on devices. A float
+    may be written as an integer, a tuple as a list.
+
+    Raises:
+      ValueError: that names the field, and says what was probably meant.
+    """
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if kind is Any:
+        return
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{name} must be a finite number, not {value}")
+    if origin in _UNIONS:
+        if not any(_fits(value, option) for option in args):
+            options = [option for option in args if option is not type(None)]
+            if len(options) == 1 and value is not None:
+                check(value, options[0], name)
+            raise ValueError(_expected(value, kind, name))
+    elif origin is tuple:
+        if not isinstance(value, (tuple, list)):
+            raise ValueError(f"{name} must be a tuple, with a comma after a single item, not {_short(value)}")
+        kinds = [args[0]] * len(value) if args[1:] == (Ellipsis,) else list(args)
+        if len(kinds) != len(value):
+            raise ValueError(_expected(value, kind, name))
+        for index, (item, item_kind) in enumerate(zip(value, kinds, strict=True)):
+            check(item, item_kind, f"{name}.{index}")
+    elif origin is Literal:
+        if not any(value == choice and type(value) is type(choice) for choice in args):
+            raise ValueError(_expected(value, kind, name))
+    elif not isinstance(value, _INSTANCES.get(kind, origin or kind)) or (isinstance(value, bool) and kind is not bool):
+        raise ValueError(_expected(value, kind, name))
+    elif isinstance(value, int) and not -_INT32 <= value < _INT32:
+        raise ValueError(f"{name} must fit into 32 bits, below {_INT32:,}; it is {value:,}")
+    elif dataclasses.is_dataclass(value):
+        check_types(value, f"{name}.")
+
+
+_UNIONS = (typing.Union, types.UnionType)
+_INSTANCES: dict[Any, Any] = {float: (float, int)}  # what may stand where an annotation says so
+_INT32 = 2**31
+# Far more than any BERT has had (Megatron-LM's: 4 billion). More is a slip of the pen, and cannot be allocated.
+_MOST_PARAMETERS = 2**37
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    try:
+        check(value, kind, "")
+    except ValueError:
+        return False
+    return True
+
+
+def _expected(value: Any, kind: Any, name: str) -> str:
+    """What is wrong with a field, and the nearest value that would be right."""
+    text = f"{name} must be {_spell(kind)}, not {_short(value)}"
+    if typing.get_origin(kind) is Literal:
+        return text + (f" ({nearest(value, typing.get_args(kind))})" if isinstance(value, str) else "")
+    for option in (kind, *typing.get_args(kind)) if isinstance(value, str) else ():
+        with contextlib.suppress(KeyError, ValueError):
+            return f"{text}: write {_SPELLINGS[option](value)!r}, without quotation marks"
+    return f"{text}: write {int(value)}" if isinstance(value, float) and kind is int and value.is_integer() else text
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:100]}..."
+
+
+@functools.cache
+def field_kinds(kind: type) -> dict[str, Any]:
+    """The types of a dataclass's fields, by name.
+
+    Raises:
+      ValueError: where an annotation names what its module does not.
+    """
+    try:
+        hints = typing.get_type_hints(kind)
+    except NameError as error:
+        raise ValueError(
+            f"{kind.__name__}: {error}; import what the fields' types name, not for type checkers alone"
+        ) from None
+    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+
+
+def require_size(what: str, parameters: int) -> None:
+    """Refuses what nothing could hold, before it is allocated. `parameters` is how many there would be, or more.
+
+    Raises:
+      ValueError: that says how many bytes they would take.
+    """
+    require(
+        parameters <= _MOST_PARAMETERS,
+        f"{what} would make {parameters:,} parameters, {4 * parameters:,} bytes of float32; at most "
+        f"{_MOST_PARAMETERS:,} are taken",
+    )
 
 
 def _probability(name: str, value: float | int) -> None:
@@ -73,6 +176,7 @@ class Encoder:
     remat: Literal["none", "elementwise", "attention", "layer"] = "none"
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.feed_forward == 0:
             object.__setattr__(self, "feed_forward", 4 * self.hidden)
         _positive(layers=self.layers, hidden=self.hidden, heads=self.heads, feed_forward=self.feed_forward)
@@ -89,6 +193,16 @@ class Encoder:
             self.direction == "both" or self.classify_from == "last",
             "from left to right [CLS] sees nothing but itself: set encoder.classify_from=last too",
         )
+        require(
+            self.vocab_rows < _INT32, f"vocab_size, up to a multiple of vocab_multiple, is {self.vocab_rows:,} rows"
+        )
+        tables = self.vocab_rows + self.max_positions + self.segments
+        layer = 4 * self.hidden + 2 * self.feed_forward
+        sizes = ", ".join(
+            f"{name}={getattr(self, name)}"
+            for name in ("layers", "hidden", "feed_forward", "vocab_size", "max_positions", "segments")
+        )
+        require_size(f"an encoder of {sizes}", self.hidden * (tables + self.layers * layer))
 
     @property
     def vocab_rows(self) -> int:
@@ -108,6 +222,7 @@ class Masking:
     dynamic: bool = False  # fresh masks at each visit of an example; False: the masks of its first visit
 
     def __post_init__(self) -> None:
+        check_types(self)
         require(0.0 < self.rate < 1.0, f"rate must lie in (0, 1), not {self.rate}")
         require(self.max_predictions >= 0, f"max_predictions must be 0 or more, not {self.max_predictions}")
         _probability("mask", self.mask)
@@ -143,6 +258,7 @@ class Optimizer:
     accumulate: int = 1  # make the gradient from so many equal parts of the batch, one after the other: less memory
 
     def __post_init__(self) -> None:
+        check_types(self)
         _positive(learning_rate=self.learning_rate, eps=self.eps)
         _positive(clip_shards=self.clip_shards, accumulate=self.accumulate)
         require(self.clip_shards == 1 or self.accumulate == 1, "clip_shards and accumulate cannot both exceed 1")
@@ -163,10 +279,18 @@ class Phase:
     lengths: int = 1  # static lengths of batches; above 1, examples of about one length share a batch: data.Grouped
 
     def __post_init__(self) -> None:
+        check_types(self)
         _positive(length=self.length, batch_size=self.batch_size, lengths=self.lengths)
         require(
             (self.steps > 0) != (self.epochs > 0),
             f"a phase needs steps or epochs above 0, and not both: steps={self.steps}, epochs={self.epochs}",
+        )
+        require(self.steps >= 0 and self.epochs >= 0, f"steps={self.steps}, epochs={self.epochs}: below 0 are none")
+        tokens = self.batch_size * self.length
+        require(
+            tokens < _INT32,
+            f"batch_size={self.batch_size} of length={self.length} are {tokens:,} tokens, whose numbers alone take "
+            f"{4 * tokens:,} bytes; a batch has fewer than {_INT32:,}",
         )
 
 
@@ -179,8 +303,10 @@ class BiLSTM:
     dropout: float = 0.1  # of what one layer gives the next; the paper names none, and has 0.1 everywhere else
 
     def __post_init__(self) -> None:
+        check_types(self)
         _positive(layers=self.layers, width=self.width)
         _probability("dropout", self.dropout)
+        require_size(f"a BiLSTM of layers={self.layers}, width={self.width}", 16 * self.layers * self.width**2)
 
 
 FEATURES = ("embeddings", "second_to_last", "last", "sum_last_four", "concat_last_four", "sum_all")
@@ -195,6 +321,7 @@ class Features:
     dtype: Literal["float32", "float16"] = "float32"  # how they are kept on disk
 
     def __post_init__(self) -> None:
+        check_types(self)
         _positive(words=self.words)
         known = self.layers in FEATURES or self.layers.isdecimal()
         require(known, f"layers must be a number or a choice, not {self.layers!r}: {nearest(self.layers, FEATURES)}")
@@ -241,6 +368,7 @@ class Mesh:
     slices: int = 1
 
     def __post_init__(self) -> None:
+        check_types(self)
         _positive(slices=self.slices)
         for name, value in (("data", self.data), ("fsdp", self.fsdp), ("model", self.model)):
             require(value == -1 or value > 0, f"mesh.{name} must be above 0, or -1 for the rest, not {value}")
@@ -257,6 +385,7 @@ class Every:
     keep: int = 3  # checkpoints
 
     def __post_init__(self) -> None:
+        check_types(self)
         _positive(log=self.log, keep=self.keep)
         require(self.evaluate >= 0 and self.checkpoint >= 0, "every.evaluate and every.checkpoint must be 0 or more")
 
@@ -293,8 +422,8 @@ def override(config: T, changes: Mapping[str, Any]) -> T:
             items[int(head)] = _changed(items[int(head)], inner, type(items[int(head)]), head)
         return typing.cast(T, tuple(items))
     require(dataclasses.is_dataclass(config), f"a {type(config).__name__} has no fields to override: {list(changes)}")
-    kinds = typing.get_type_hints(type(config))
-    fields = [field.name for field in dataclasses.fields(config)]  # type: ignore[arg-type]
+    kinds = field_kinds(type(config))  # type: ignore[arg-type]
+    fields = list(kinds)
     replaced = {}
     for head, inner in grouped.items():
         require(head in fields, f"{type(config).__name__} has no field {head!r}: {nearest(head, fields)}")
@@ -338,37 +467,33 @@ def _changed(value: Any, inner: dict[str, Any], kind: Any, name: str) -> Any:
 def parse(value: Any, kind: Any, name: str) -> Any:
     """`value`, or the text of one, as the annotated type `kind`; a `ValueError` names `name` where it is none."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
-    expected = f"{name} must be {_spell(kind)}, not {value!r}"
-    if kind is Any:
-        return value
-    if origin is Literal:
-        require(value in args, f"{expected}" + (f" ({nearest(value, args)})" if isinstance(value, str) else ""))
-        return value
-    if origin in (typing.Union, types.UnionType):
-        if value is None or (isinstance(value, str) and value.lower() == "none"):
-            require(type(None) in args, expected)
+    if origin in _UNIONS:
+        if value is None or (isinstance(value, str) and value.lower() == "none" and type(None) in args):
+            check(None, kind, name)
             return None
         return parse(value, next(a for a in args if a is not type(None)), name)
     if origin is tuple:
         if isinstance(value, str):
             value = tuple(part.strip().strip("'\"") for part in value.strip("()[] ").split(",") if part.strip())
-        require(isinstance(value, (tuple, list)), expected)
-        kinds = [args[0]] * len(value) if len(args) == 2 and args[1] is Ellipsis else list(args)
-        require(len(kinds) == len(value), expected)
+        fixed = args[1:] != (Ellipsis,)
+        if not isinstance(value, (tuple, list)) or (fixed and len(args) != len(value)):
+            raise ValueError(f"{name} must be {_spell(kind)}, not {_short(value)}")
+        kinds = args if fixed else [args[0]] * len(value)
         return tuple(parse(v, k, f"{name}.{i}") for i, (v, k) in enumerate(zip(value, kinds, strict=True)))
     if isinstance(value, str) and kind in (bool, int, float):
         try:
-            if kind is bool:
-                return {"true": True, "1": True, "false": False, "0": False}[value.lower()]
-            return int(value.replace("_", "")) if kind is int else float(value)
+            value = _SPELLINGS[kind](value)
         except (KeyError, ValueError):
-            raise ValueError(expected) from None
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if kind is int and isinstance(value, bool):
-        raise ValueError(expected)
-    require(not isinstance(kind, type) or isinstance(value, kind), expected)
-    return value
+            raise ValueError(f"{name} must be {_spell(kind)}, not {_short(value)}") from None
+    check(value, kind, name)
+    return float(value) if kind is float else value
+
+
+_SPELLINGS: dict[type, Callable[[str], Any]] = {
+    bool: lambda text: {"true": True, "1": True, "false": False, "0": False}[text.lower()],
+    int: lambda text: int(text.replace("_", "")),
+    float: float,
+}
 
 
 def _spell(kind: Any) -> str:
@@ -377,8 +502,16 @@ def _spell(kind: Any) -> str:
     return kind.__name__ if isinstance(kind, type) else str(kind)
 
 
+class Verbatim:
+    """A config whose class is not known here: `values` is what `to_dict` made of it, and makes of it again."""
+
+    values: Mapping[str, Any]
+
+
 def to_dict(config: Any) -> Any:
     """A config as plain JSON values. A dataclass carries its class's name under "is", so that it can be rebuilt."""
+    if isinstance(config, Verbatim):
+        return dict(config.values)
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
         inner = {field.name: to_dict(getattr(config, field.name)) for field in dataclasses.fields(config)}
         return {"is": type(config).__name__, **inner}
@@ -392,31 +525,50 @@ def from_dict(values: Any, kinds: Mapping[str, type]) -> Any:
     """The config that `to_dict` wrote, its checks run again. `kinds` maps the names under "is" to dataclasses.
 
     Raises:
-      ValueError: at a class or a field that this version does not know.
+      ValueError: at a class or a field that this version does not know, or a value that is not of its field's type; it
+        names the field.
     """
     if isinstance(values, list):
         return tuple(from_dict(value, kinds) for value in values)
     if not isinstance(values, dict):
         return values
-    require(values.get("is") in kinds, f"no config class {values.get('is')!r}: {nearest(str(values.get('is')), kinds)}")
-    kind = kinds[values["is"]]
-    known = [field.name for field in dataclasses.fields(kind)]
-    for name in values:
-        require(name in [*known, "is"], f"{kind.__name__} has no field {name!r}: {nearest(name, known)}")
-    return kind(**{name: from_dict(value, kinds) for name, value in values.items() if name != "is"})
+    name = values.get("is")
+    if not isinstance(name, str) or name not in kinds:
+        raise ValueError(f"no config class {_short(name)}: {nearest(str(name), kinds)}")
+    types_of = field_kinds(kinds[name])
+    read = {}
+    for field, value in values.items():
+        if field == "is":
+            continue
+        require(field in types_of, f"{name} has no field {field!r}: {nearest(field, types_of)}")
+        try:
+            read[field] = from_dict(value, kinds)
+        except ValueError as error:
+            raise ValueError(f"{field}: {error}") from None
+        check(read[field], types_of[field], field)  # before the class sees it
+    needed = [field.name for field in dataclasses.fields(kinds[name]) if not _has_default(field)]
+    require(
+        set(needed) <= set(read), f"{name} needs {', '.join(needed)}: {', '.join(set(needed) - set(read))} is missing"
+    )
+    return kinds[name](**read)
 
 
-def read_json(path: epath.PathLike) -> dict[str, Any]:
-    """The JSON object in a file.
+def _has_default(field: dataclasses.Field[Any]) -> bool:
+    return field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
+
+
+def read_json(path: epath.PathLike, cure: str = "") -> dict[str, Any]:
+    """The JSON object in a file. `cure` is what to do where there is none, for the message.
 
     Raises:
       ValueError: where it holds none.
     """
+    cure = cure and f"; {cure}"
     try:
         values = json.loads(epath.Path(path).read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged, it is no JSON: {error}") from None
-    require(isinstance(values, dict), f"{path} is damaged: a JSON object is expected")
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged, it is no JSON: {error}{cure}") from None
+    require(isinstance(values, dict), f"{path} is damaged: a JSON object is expected{cure}")
     return values
 
 

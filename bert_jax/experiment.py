@@ -6,16 +6,19 @@ import contextlib
 import dataclasses
 import json
 import pathlib
-import runpy
 import sys
+import types
+import typing
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, TypeAlias
 
+import flax.linen as nn
+import jax
 from etils import epath
 
 from bert_jax import config, files
-from bert_jax.config import require, require_tuples
-from bert_jax.tasks.base import Task
+from bert_jax.config import check_types, require
+from bert_jax.tasks.base import Batch, Context, Pair, Source, Task
 from bert_jax.tasks.choice import Choose
 from bert_jax.tasks.classify import Classify
 from bert_jax.tasks.pretrain import Pretrain
@@ -47,7 +50,13 @@ class Experiment:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        require_tuples(self)
+        check_types(self)
+        for name in config.field_kinds(Experiment):
+            foreign = [type(part).__name__ for part in _parts(getattr(self, name)) if not _is_ours(type(part))]
+            require(
+                name == "task" or not foreign,
+                f"{name} is of class {foreign}: only a task may be of a class of your own, or have such in its fields",
+            )
         require(bool(self.phases), "an experiment needs at least one phase")
         require(0 <= self.seed < 2**31, f"seed must lie in [0, 2^31), not {self.seed}")
         for index, phase in enumerate(self.phases):
@@ -68,6 +77,54 @@ class Experiment:
 
 # What a run may change when it goes on: how it is computed and watched, not what is computed.
 RESUMABLE = ("every", "mesh", "predict", "encoder.scan", "encoder.remat")
+
+
+def resumable(name: str) -> bool:
+    """Whether a run that goes on may change the field of that dotted name: one of `RESUMABLE`, or what is in one."""
+    return any(name == field or name.startswith(f"{field}.") for field in RESUMABLE)
+
+
+@dataclasses.dataclass(frozen=True)
+class UnknownTask(config.Verbatim, Task):
+    """The task of a recorded run whose class this process has not imported.
+
+    Weights, vocabulary and encoder of the run can be read without it. Its fields are those that config.json has. What a
+    task does raises a `ValueError` that says where the class is.
+    """
+
+    values: Mapping[str, Any]
+    origin: str  # the file or module that defines its class; "" where config.json does not say
+
+    def __getattr__(self, name: str) -> Any:
+        values = self.__dict__.get("values", {})
+        if name not in values:
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+        return tuple(values[name]) if isinstance(values[name], list) else values[name]
+
+    @property
+    def frozen(self) -> bool:
+        return self.values.get("features") is not None
+
+    def lacking(self) -> ValueError:
+        """Says that the class is needed, and where it is."""
+        name, here = str(self.values.get("is")), [kind.__name__ for kind in _subclasses(Task)]
+        if self.origin.endswith(".py"):
+            how = f"{self.origin} defines it: name that file with --config=FILE, or load it with experiment.load(FILE)"
+        else:
+            how = f"import {self.origin} first" if self.origin else f"import it first ({nearest(name, here)})"
+        return ValueError(f"the run's task is of class {name}, which is not known here; {how}")
+
+    def source(self, split: str, length: int, context: Context) -> Source:
+        raise self.lacking()
+
+    def spec(self, batch_size: int, length: int, encoder: config.Encoder) -> dict[str, jax.ShapeDtypeStruct]:
+        raise self.lacking()
+
+    def module(self, encoder: config.Encoder) -> nn.Module:
+        raise self.lacking()
+
+    def losses(self, outputs: Mapping[str, jax.Array], batch: Batch) -> tuple[dict[str, Pair], dict[str, Pair]]:
+        raise self.lacking()
 
 
 def load(path: str) -> Experiment:
@@ -98,15 +155,19 @@ def changed(
 
 
 def defined(path: str) -> dict[str, Any]:
-    """All that a Python file defines, by name.
+    """All that a Python file defines, by name. The file runs as a module that is called as its path is.
 
     Raises:
       ValueError: where there is no such file.
     """
     file = pathlib.Path(path).resolve()
     require(file.is_file(), f"there is no file {path}")
+    module = types.ModuleType(str(file))
+    module.__file__ = str(file)
+    sys.modules[module.__name__] = module  # where annotations that are texts are looked up
     with _importable(file.parent.parent):
-        return runpy.run_path(str(file))
+        exec(compile(file.read_bytes(), str(file), "exec", dont_inherit=True), vars(module))
+    return dict(vars(module))
 
 
 @contextlib.contextmanager
@@ -119,30 +180,118 @@ def _importable(folder: pathlib.Path) -> Iterator[None]:
 
 
 def kinds() -> dict[str, type]:
-    """The config classes by name: this package's, its tasks', and any other task's that is imported."""
-    values = [*vars(config).values(), Experiment, Pretrain, Classify, Squad, Tag, Choose, *_subclasses(Task)]
-    return {value.__name__: value for value in values if isinstance(value, type) and dataclasses.is_dataclass(value)}
+    """The config classes by name: any task's that is imported, what stands in their fields, and this package's."""
+    ours = [*vars(config).values(), Experiment, Pretrain, Classify, Squad, Tag, Choose]
+    return {
+        kind.__name__: kind
+        for kind in [*_with_inner(_subclasses(Task)), *ours]
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind)
+    }
 
 
 def _subclasses(base: type) -> list[type]:
     children: list[type] = base.__subclasses__()
-    return [kind for child in children for kind in (child, *_subclasses(child))]
+    return [kind for child in children for kind in (child, *_subclasses(child)) if kind is not UnknownTask]
 
 
-def read_config(workdir: str) -> Experiment:
-    """The experiment that a workdir's config.json records.
+def _with_inner(classes: list[type]) -> list[type]:
+    """The classes, and those that their fields' annotations name, with subclasses."""
+    found: dict[type, None] = {}
+    queue = [*classes]
+    while queue:
+        kind = queue.pop()
+        if kind in found or not isinstance(kind, type):
+            continue
+        found[kind] = None
+        if dataclasses.is_dataclass(kind):
+            queue += _subclasses(kind)
+            with contextlib.suppress(ValueError):  # what it names, if anything, is not needed
+                queue += [inner for annotation in config.field_kinds(kind).values() for inner in _named(annotation)]
+    return list(reversed(found))
+
+
+def _named(annotation: Any) -> list[Any]:
+    """The types in an annotation."""
+    return [annotation, *(inner for part in typing.get_args(annotation) for inner in _named(part))]
+
+
+def _is_ours(kind: type) -> bool:
+    return kind.__module__.partition(".")[0] == __name__.partition(".")[0]
+
+
+def _parts(value: Any) -> Iterator[Any]:
+    """The configs in a value, itself first."""
+    if isinstance(value, (tuple, list)):
+        for item in value:
+            yield from _parts(item)
+    elif dataclasses.is_dataclass(value):
+        yield value
+        for field in dataclasses.fields(value):
+            yield from _parts(getattr(value, field.name))
+
+
+def _own_classes(exp: Experiment) -> dict[str, type]:
+    """The classes in the experiment's task that are not this package's, by name.
 
     Raises:
-      ValueError: where there is none, or this version does not know one of its fields.
+      ValueError: where a name stands for two classes: a file could not tell them apart.
+    """
+    ours, found = {name for name, kind in kinds().items() if _is_ours(kind)}, dict[str, type]()
+    for kind in (type(part) for part in _parts(exp.task) if not _is_ours(type(part))):
+        name = kind.__name__
+        only = name not in ours and found.setdefault(name, kind) is kind
+        require(only, f"two config classes are called {name}: give yours another name")
+    return found
+
+
+def _origin(kind: type) -> str:
+    """Where a class is defined: its module's name, or the path of a file that was run."""
+    module = sys.modules.get(kind.__module__)
+    return getattr(module, "__file__", None) or "" if kind.__module__ == "__main__" else kind.__module__
+
+
+def read_config(workdir: str, known: Mapping[str, type] | None = None) -> Experiment:
+    """The experiment that a workdir's config.json records.
+
+    A task whose class this process has not imported is an `UnknownTask`. Nothing is imported or run for it: a workdir
+    is data only.
+
+    Args:
+      workdir: the run's.
+      known: config classes that go before others of their name.
+
+    Raises:
+      ValueError: where there is none, or this version does not know one of its fields, or a value is not of its type.
     """
     path = epath.Path(workdir) / "config.json"
     require(path.exists(), f"{workdir} is no workdir of a run: it has no config.json")
-    values = config.read_json(path)
+    cure = "delete that file and run the training's command again: it writes it anew, and goes on from its checkpoints"
+    values = config.read_json(path, cure)
     require(values.get("is") == Experiment.__name__, f"{path} is not that of a run's workdir")
+    origins = values.pop(_CLASSES, {})
     try:
-        return config.from_dict(values, kinds())
+        require(isinstance(origins, dict), f"{_CLASSES} must be an object, not {origins!r}")
+        recorded = [kind for kind in _with_inner(_subclasses(Task)) if _origin(kind) == origins.get(kind.__name__)]
+        found = {**kinds(), **{kind.__name__: kind for kind in recorded}, **(known or {})}
+        task = values.get("task")
+        if isinstance(task, dict) and not set(_recorded(task)) <= set(found):
+            values["task"] = UnknownTask(task, str(origins.get(str(task.get("is")), "")))
+        return config.from_dict(values, found)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise ValueError(f"{path}: {error}. Where that file was not changed by hand, {cure}") from None
+
+
+_CLASSES = "classes"  # of config.json: where classes are defined that are not this package's
+
+
+def _recorded(values: Any) -> Iterator[str]:
+    """The names of classes in what `config.to_dict` made."""
+    if isinstance(values, dict):
+        if "is" in values:
+            yield str(values["is"])
+        values = list(values.values())
+    for value in values if isinstance(values, list) else ():
+        yield from _recorded(value)
 
 
 def record(experiment: Experiment, workdir: str) -> None:
@@ -152,13 +301,16 @@ def record(experiment: Experiment, workdir: str) -> None:
       ValueError: that lists the fields that differ.
     """
     path = epath.Path(workdir) / "config.json"
-    values = config.to_dict(experiment)
+    values, own = config.to_dict(experiment), _own_classes(experiment)
     if path.exists():
-        before = config.to_dict(read_config(workdir))  # with what became a field since then at its default
-        changed = [line for line in config.differences(before, values) if not line.startswith(RESUMABLE)]
+        before = config.to_dict(read_config(workdir, own))  # with what became a field since then at its default
+        changed = [line for line in config.differences(before, values) if not resumable(line.partition(":")[0])]
         require(
             not changed,
             f"{workdir} holds a run of another experiment; choose another --workdir, or undo these changes (field: "
             "value there, and here):\n  " + "\n  ".join(changed),
         )
-    files.write(path, json.dumps(values, indent=1) + "\n")
+    if own:
+        values[_CLASSES] = {name: _origin(kind) for name, kind in own.items()}
+    files.write(path, json.dumps(values, indent=1) + "
+")

@@ -315,7 +315,7 @@ def _folder(workdir: str, exp: Experiment, origin: str) -> str:
     """WORKDIR/NAME-DIGEST/seed=N, the digest of all that the run's result depends on; `origin` stands for its start."""
     kept = {"init_from": origin} if origin else {}
     values = {**config.to_dict(dataclasses.replace(exp, seed=0, name="")), **kept}
-    flat = {name: value for name, value in _flat(values) if not name.startswith(experiment.RESUMABLE)}
+    flat = {name: value for name, value in _flat(values) if not experiment.resumable(name)}
     digest = cache.digest(json.dumps(flat, sort_keys=True))[:8]
     return str(epath.Path(workdir) / f"{exp.name}-{digest}" / f"seed={exp.seed}")
 

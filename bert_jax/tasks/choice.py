@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bert_jax import config, encoding, heads, losses, scores, tables
-from bert_jax.config import require, require_tuples
+from bert_jax.config import check_types, require
 from bert_jax.tasks.base import Arrays, Batch, Context, Outputs, Pair, Source, Task, inputs, pack
 from bert_jax.tokenizer import Tokenizer
 
@@ -39,7 +39,7 @@ class Choose(Task):
     optional: ClassVar[tuple[str, ...]] = ("pooler",)
 
     def __post_init__(self) -> None:
-        require_tuples(self)
+        check_types(self)
         require(len(self.endings) > 1, f"endings must name at least two columns, not {self.endings}")
         require(0 < self.heldout < 1, f"heldout must lie in (0, 1), not {self.heldout}")
 

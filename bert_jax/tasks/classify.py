@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bert_jax import config, encoding, heads, losses, scores, tables
-from bert_jax.config import nearest, require, require_tuples
+from bert_jax.config import check_types, nearest, require
 from bert_jax.tasks.base import Arrays, Batch, Context, Outputs, Pair, Source, Task, inputs, pack
 from bert_jax.tokenizer import Tokenizer
 
@@ -45,7 +45,7 @@ class Classify(Task):
     optional: ClassVar[tuple[str, ...]] = ("pooler",)
 
     def __post_init__(self) -> None:
-        require_tuples(self)
+        check_types(self)
         require(len(self.labels) != 1, f"a classification needs at least two labels, not {self.labels}")
         require(len(set(self.labels)) == len(self.labels), f"a label is named twice: {self.labels}")
         require(len(self.text) in (1, 2), f"text must name one column or two, not {self.text}")

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bert_jax import config, heads, losses, masking
-from bert_jax.config import require
+from bert_jax.config import check_types, require
 from bert_jax.corpus import Corpus
 from bert_jax.pairing import PairExamples, unigram_entropy
 from bert_jax.tasks.base import FINE_TUNED, Batch, Context, Pair, Source, Task, Vocabulary, inputs
@@ -46,6 +46,7 @@ class Pretrain(Task):
     seeded: ClassVar[bool] = True  # the held-out documents and the pairs
 
     def __post_init__(self) -> None:
+        check_types(self)
         require(self.dupe_factor > 0, f"dupe_factor must be above 0, not {self.dupe_factor}")
         require(0 < self.heldout <= 0.5, f"heldout must lie in (0, 0.5], not {self.heldout}")
         require(

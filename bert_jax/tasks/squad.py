@@ -18,7 +18,7 @@ import numpy as np
 from absl import logging
 
 from bert_jax import config, heads, losses, scores, tables
-from bert_jax.config import require
+from bert_jax.config import check_types, require
 from bert_jax.tasks.base import Batch, Context, Outputs, Pair, Source, Task, inputs
 from bert_jax.tasks.windows import Question, Windows, read
 
@@ -44,6 +44,7 @@ class Squad(Task):
     fresh: ClassVar[tuple[str, ...]] = ("span", "bilstm")
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name in ("stride", "question", "answer", "best"):
             require(getattr(self, name) > 0, f"{name} must be above 0, not {getattr(self, name)}")
 

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bert_jax import config, features, heads, losses, scores, tables
-from bert_jax.config import require, require_tuples
+from bert_jax.config import check_types, require
 from bert_jax.features import Frozen
 from bert_jax.tasks.base import Arrays, Batch, Context, Outputs, Pair, Source, Task, inputs
 from bert_jax.tokenizer import Tokenizer
@@ -54,7 +54,7 @@ class Tag(Task):
     fresh: ClassVar[tuple[str, ...]] = ("tagger", "bilstm", "mix")
 
     def __post_init__(self) -> None:
-        require_tuples(self)
+        check_types(self)
         require(len(self.labels) > 1, f"tagging needs at least two labels, not {self.labels}")
         require(len(set(self.labels)) == len(self.labels), f"a label is named twice: {self.labels}")
         require(len(self.dev) > 0, "dev must name a file")
