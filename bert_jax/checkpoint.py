@@ -1,24 +1,32 @@
-"""Checkpoints: saved asynchronously and whole, restored onto any mesh, and another run's weights taken as a start."""
+"""Checkpoints: saved asynchronously and whole, restored onto any mesh, and another run's weights taken as a start.
+
+Each holds a checksum of every array (`checksum`), made of the values on the devices before they are written, and
+compared with what is read. Orbax's files have checksums of their index, and none of the arrays.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import errno
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 
-from bert_jax import files
+from bert_jax import config, files
 from bert_jax.config import require
 from bert_jax.sharding import path_of
 from bert_jax.tasks.base import Task
 
 FROZEN = "frozen"  # the workdir's folder of an encoder that is not trained
+_ITEMS = ("params", "optimizer")
+_CHECKSUMS = "checksums"  # the item of a checkpoint that holds them, by item and path: "params/encoder/..."
 
 
 class Checkpoints:
@@ -48,7 +56,9 @@ class Checkpoints:
         """
         if step in self._manager.all_steps():
             return False
-        items = {name: ocp.args.StandardSave(getattr(state, name)) for name in ("params", "optimizer")}
+        parts = {name: getattr(state, name) for name in _ITEMS}
+        items: dict[str, Any] = {name: ocp.args.StandardSave(part) for name, part in parts.items()}
+        items[_CHECKSUMS] = ocp.args.JsonSave(_checksums(parts))
         with self._disk_errors():
             self._manager.save(step, args=ocp.args.Composite(**items))
         return True
@@ -57,17 +67,18 @@ class Checkpoints:
         """The state at `step`, laid out as the abstract `state` (`jax.ShapeDtypeStruct`s with shardings) says.
 
         Raises:
-          ValueError: where the checkpoint is damaged or holds other parameters.
+          ValueError: where the checkpoint is damaged, which says what to do about it, or holds other parameters.
+          OSError: where it could not be read (a network that is down, missing rights): it may be sound.
+          MemoryError: where there is not enough memory for it; of a device's, JAX's own error.
         """
-        items = {name: ocp.args.StandardRestore(getattr(state, name)) for name in ("params", "optimizer")}
-        try:
+        parts = {name: getattr(state, name) for name in _ITEMS}
+        items = {name: ocp.args.StandardRestore(part) for name, part in parts.items()}
+        directory, before = self._directory / str(step), [one for one in self._manager.all_steps() if one < step]
+        cure = f"the run then goes on from step {max(before)}" if before else "the run then begins anew"
+        with _read_errors(directory, cure, parts["params"]):
             found = self._manager.restore(step, args=ocp.args.Composite(**items))
-        except Exception as error:  # Orbax raises many kinds; all mean that this checkpoint cannot be used
-            raise ValueError(
-                f"cannot restore {self._directory / str(step)}: {_first_line(error)}. If it is damaged, delete that "
-                "directory: the run then goes on from the checkpoint before"
-            ) from error
-        count = jax.device_put(jax.numpy.asarray(step, state.step.dtype), state.step.sharding)
+            _verify(directory, {name: found[name] for name in _ITEMS})
+        count = jax.device_put(jnp.asarray(step, state.step.dtype), state.step.sharding)
         return type(state)(step=count, params=found["params"], optimizer=found["optimizer"])
 
     def wait(self) -> None:
@@ -77,22 +88,147 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _disk_errors(self) -> Iterator[None]:
-        """A full disk comes out of Orbax as many an error, with a page of text."""
-        try:
+        with _full_disk(self._directory, "run the same command again, it goes on from there"):
             yield
-        except Exception as error:
-            if "No space left" not in str(error):
-                raise
-            raise OSError(
-                errno.ENOSPC,
-                f"the disk of {self._directory} is full; the checkpoint of step {self.latest()} stands. Make room and "
-                "run the same command again, it goes on from there",
-            ) from None
 
     def close(self) -> None:
         """Waits, and lets go of the directory. Raises as `save`."""
         with self._disk_errors():
             self._manager.close()
+
+
+def checksum(array: np.ndarray) -> int:
+    """A number of 32 bits for an array's values and their places.
+
+    It is the sum over the elements, modulo 2^32, of a hash of each one's bits and place. So it does not depend on how
+    an array is divided among devices, whose partial sums add up. Any change of a single element changes it; of changes
+    of several, one in 2^32 does not.
+    """
+    bits = np.ascontiguousarray(array).reshape(-1)
+    bits = bits.view(f"u{min(bits.itemsize, 4)}")
+    places, total = np.arange(2**15, dtype=np.uint32), 0  # in parts that stay in the processor's cache
+    for start in range(0, bits.size, places.size):
+        part = bits[start : start + places.size].astype(np.uint32)
+        total += int(_hash(part, places[: part.size] + np.uint32(start % 2**32)).sum(dtype=np.uint64))
+    return total % 2**32
+
+
+@jax.jit
+def _on_devices(leaves: list[jax.Array]) -> list[jax.Array]:
+    """`checksum` of arrays where they lie."""
+
+    def one(leaf: jax.Array) -> jax.Array:
+        place, stride = jnp.zeros(leaf.shape, jnp.uint32), 1
+        for axis in reversed(range(leaf.ndim)):
+            place += jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis) * np.uint32(stride % 2**32)
+            stride *= leaf.shape[axis]
+        bits = leaf if leaf.dtype == bool else jax.lax.bitcast_convert_type(leaf, f"uint{8 * leaf.dtype.itemsize}")
+        return _hash(bits.astype(jnp.uint32), place).sum(dtype=jnp.uint32)
+
+    return [one(leaf) for leaf in leaves]
+
+
+def _hash(bits: Any, place: Any) -> Any:
+    """Of 32 bits at each place, which permutes them (MurmurHash3's finaliser)."""
+    bits = bits ^ place * np.uint32(0x9E3779B9)
+    bits = (bits ^ bits >> np.uint32(16)) * np.uint32(0x85EBCA6B)
+    bits = (bits ^ bits >> np.uint32(13)) * np.uint32(0xC2B2AE35)
+    return bits ^ bits >> np.uint32(16)
+
+
+def _checksums(tree: Any) -> dict[str, int]:
+    """The checksums of a tree's arrays by path. Those on several hosts' devices are each host's to ask for at once."""
+    leaves = {path_of(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    placed = {path: leaf for path, leaf in leaves.items() if isinstance(leaf, jax.Array)}
+    sums = dict(zip(placed, map(int, jax.device_get(_on_devices(list(placed.values())))), strict=True))
+    return {path: sums[path] if path in sums else checksum(np.asarray(leaf)) for path, leaf in leaves.items()}
+
+
+def _verify(directory: epath.Path, tree: Mapping[str, Any]) -> None:
+    """Compares what was read, by item, with the checksums; checkpoints of earlier versions have none.
+
+    Raises:
+      ValueError: that names the arrays that are not what was saved.
+    """
+    if not (directory / _CHECKSUMS).exists():
+        return
+    recorded = config.read_json(directory / _CHECKSUMS / "metadata")
+    wrong = [path for path, value in _checksums(tree).items() if recorded.get(path) != value]
+    more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+    require(
+        not wrong, f"checksums differ: {', '.join(wrong[:3])}{more} {'are' if wrong[1:] else 'is'} not what was saved"
+    )
+
+
+# What TensorStore and JAX call errors that say nothing of the files: memory, rights, networks, a stop.
+_ELSEWHERE = re.compile(
+    "(RESOURCE_EXHAUSTED|PERMISSION_DENIED|UNAUTHENTICATED|UNAVAILABLE|DEADLINE_EXCEEDED|CANCELLED|ABORTED)"
+)
+_MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+_DECODING = (*_MISSING, ValueError, LookupError, TypeError, AttributeError, AssertionError, EOFError)
+
+
+@contextlib.contextmanager
+def _read_errors(directory: epath.Path, cure: str, wanted: Any = None) -> Iterator[None]:
+    """Tells apart what Orbax raises where a checkpoint is read: damage, parameters that are not `wanted`, all else."""
+    try:
+        yield
+    except Exception as error:
+        chain: list[BaseException] = [error]
+        while inner := chain[-1].__cause__ or (None if chain[-1].__suppress_context__ else chain[-1].__context__):
+            chain.append(inner)
+        root, said = chain[-1], f"cannot restore {directory}: {_first_line(chain[-1])}"
+        if isinstance(root, (MemoryError, jax.errors.JaxRuntimeError)) or not isinstance(root, Exception):
+            raise root from None  # a stop, too
+        elsewhere = any(_ELSEWHERE.match(str(link)) for link in chain)
+        if elsewhere or any(isinstance(link, OSError) and not isinstance(link, _MISSING) for link in chain):
+            raise OSError(f"{said}. That says nothing against the checkpoint: run the same command again") from error
+        if not all(isinstance(link, _DECODING) or type(link) is Exception for link in chain):
+            raise root from None
+        other = _other_parameters(directory, wanted)
+        if other:
+            raise ValueError(
+                f"{directory} holds other parameters than this experiment: {other}. If it is this run's own, it is "
+                f"damaged: delete that directory; {cure}"
+            ) from error
+        raise ValueError(f"{said}. It is damaged: delete that directory; {cure}") from error
+
+
+def _other_parameters(directory: epath.Path, wanted: Any) -> str:
+    """In what a checkpoint's parameters differ from those that are wanted; "" also where that cannot be read."""
+    try:
+        with _quiet(), ocp.PyTreeCheckpointer() as reader:
+            there = _shapes(reader.metadata(directory / "params").item_metadata.tree)
+    except Exception:  # as damaged as the arrays
+        return ""
+    here = _shapes(wanted)
+    paths = [path for path in {**here, **there} if here.get(path) != there.get(path)] if here else []
+    return "; ".join(
+        f"{path} is {there.get(path, 'missing')} there, {here.get(path, 'missing')} here" for path in paths[:3]
+    )
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    return {path_of(keys): tuple(leaf.shape) for keys, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+@contextlib.contextmanager
+def _full_disk(directory: epath.Path, cure: str) -> Iterator[None]:
+    """A full disk comes out of Orbax as many an error, with a page of text."""
+    try:
+        yield
+    except Exception as error:
+        if not re.search("No space left|quota exceeded", str(error)):
+            raise
+        steps = _steps(directory)
+        stands = f"the checkpoint of step {steps[-1]} stands" if steps else "no checkpoint is complete yet"
+        raise OSError(errno.ENOSPC, f"the disk of {directory} is full; {stands}. Make room and {cure}") from None
+
+
+def _steps(directory: epath.Path) -> list[int]:
+    """The steps whose checkpoints are complete on disk."""
+    paths = directory.iterdir() if directory.exists() else ()
+    return sorted(int(path.name) for path in paths if path.name.isdigit() and ocp.utils.is_checkpoint_finalized(path))
 
 
 def read_params(workdir: str, step: int | None = None) -> Any:
@@ -102,6 +238,7 @@ def read_params(workdir: str, step: int | None = None) -> Any:
 
     Raises:
       ValueError: where there is no such checkpoint, or it is damaged.
+      OSError: where it could not be read, as in `Checkpoints.restore`.
     """
     frozen = read_frozen(workdir)
     return _read(workdir, step) if frozen is None else {**_read(workdir, step), "encoder": frozen}
@@ -125,24 +262,33 @@ def _read(workdir: str, step: int | None) -> Any:
         directory.exists(),
         f"{workdir} holds no checkpoints: name the workdir of a run that saved one (does it lie elsewhere?)",
     )
-    steps = sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit())
+    steps = _steps(directory)
     require(bool(steps), f"{directory} holds no complete checkpoint")
     step = steps[-1] if step is None else step
     require(step in steps, f"{directory} holds no checkpoint of step {step}: there is {steps}")
-    try:
-        with _quiet(), ocp.PyTreeCheckpointer() as reader:
-            shapes = reader.metadata(directory / str(step) / "params").item_metadata.tree
-            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
-            return reader.restore(directory / str(step) / "params", args=ocp.args.PyTreeRestore(restore_args=as_numpy))
-    except Exception as error:  # as above
-        raise ValueError(f"cannot read {directory / str(step)}: {_first_line(error)}") from error
+    before = [one for one in steps if one < step]
+    cure = f"that of step {before[-1]} is then the last" if before else "there is none before it"
+    folder = directory / str(step)
+    with _read_errors(folder, cure), _quiet(), ocp.PyTreeCheckpointer() as reader:
+        shapes = reader.metadata(folder / "params").item_metadata.tree
+        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
+        params = reader.restore(folder / "params", args=ocp.args.PyTreeRestore(restore_args=as_numpy))
+        _verify(folder, {"params": params})
+    return params
 
 
 def write_params(workdir: str, params: Any, step: int = 0) -> None:
-    """Writes the checkpoint of parameters alone that `read_params` reads: weights to start from or to use."""
+    """Writes the checkpoint of parameters alone that `read_params` reads: weights to start from or to use.
+
+    Raises:
+      OSError: where the disk is full.
+    """
     params = jax.tree.map(np.asarray, params)  # what cannot be read is found before anything is written
-    with ocp.CheckpointManager(files.path(workdir) / "checkpoints") as manager:
-        manager.save(step, args=ocp.args.Composite(params=ocp.args.StandardSave(params)))
+    items: dict[str, Any] = {"params": ocp.args.StandardSave(params)}
+    items[_CHECKSUMS] = ocp.args.JsonSave(_checksums({"params": params}))
+    directory = files.path(workdir) / "checkpoints"
+    with _full_disk(directory, "run the same command again"), ocp.CheckpointManager(directory) as manager:
+        manager.save(step, args=ocp.args.Composite(**items))
 
 
 def initialise(params: Any, source: Any, *, task: Task, name: str) -> Any:
@@ -192,5 +338,5 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(before)
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
