@@ -32,16 +32,27 @@ _DATA_DIR = flags.DEFINE_string(
 _CACHE_DIR = flags.DEFINE_string(
     "cache_dir", "", "What runs share, and may be deleted; default: $BERT_JAX_CACHE, else ~/.cache/bert_jax."
 )
-_STOP_AT = flags.DEFINE_integer("stop_at", 0, "Stop after so many steps in all, with a checkpoint; 0: at the end.")
+_STOP_AT = flags.DEFINE_integer(
+    "stop_at", 0, "Stop after so many steps in all, with a checkpoint; 0: at the end.", lower_bound=0
+)
 _PROFILE = flags.DEFINE_string("profile", "", "START:STOP: writes a trace of these steps for XProf to WORKDIR/profile.")
-_SEEDS = flags.DEFINE_integer("seeds", 1, "Run so many seeds, from the experiment's on; prints mean and spread.")
+_SEEDS = flags.DEFINE_integer(
+    "seeds",
+    1,
+    "Run so many seeds, from the experiment's on; prints mean and spread.",
+    lower_bound=1,
+    upper_bound=10_000,
+)
 _GRID = flags.DEFINE_string("grid", None, "Run a grid: a Python file that defines GRID, values by field.")
-_TOGETHER = flags.DEFINE_integer("together", 1, "Of --seeds and --grid: how many runs share a program, side by side.")
+_TOGETHER = flags.DEFINE_integer(
+    "together", 1, "Of --seeds and --grid: how many runs share a program, side by side.", lower_bound=1
+)
 _KEEP = flags.DEFINE_enum("keep", "best", ["best", "all"], "Of --seeds and --grid: whose checkpoints stay.")
 _MULTIHOST = flags.DEFINE_bool("multihost", False, "One process of several: see hosts.py.")
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, where the platform does not know it.")
-_PROCESSES = flags.DEFINE_integer("processes", None, "How many processes there are, likewise.")
-_PROCESS = flags.DEFINE_integer("process", None, "The number of this one, from 0, likewise.")
+_PROCESSES = flags.DEFINE_integer("processes", None, "How many processes there are, likewise.", lower_bound=1)
+_PROCESS = flags.DEFINE_integer("process", None, "The number of this one, from 0, likewise.", lower_bound=0)
+startup.require_values(_CONFIG, _WORKDIR, _GRID, _COORDINATOR)
 
 
 def main(argv: Sequence[str], changes: dict[str, str]) -> int:
@@ -56,6 +67,10 @@ def main(argv: Sequence[str], changes: dict[str, str]) -> int:
         hosts.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     try:
         chosen = planning.configured(experiment.load(_CONFIG.value), changes, _WORKDIR.value)
+        need, there = experiment.least_bytes(chosen), startup.memory()
+        require(
+            need <= there, f"this takes {need:,} bytes of memory at the very least; there are {there:,}. {_SMALLER}"
+        )
         where: dict[str, Any] = {"data_dir": _DATA_DIR.value, "cache_dir": _CACHE_DIR.value}
         profile = _steps(_PROFILE.value)
         if _SEEDS.value != 1 or _GRID.value:
@@ -75,7 +90,18 @@ def main(argv: Sequence[str], changes: dict[str, str]) -> int:
             raise
         print(f"error: {error}", file=sys.stderr)
         return hosts.leave(1)
+    except (MemoryError, RuntimeError) as error:
+        if not startup.out_of_memory(error) or os.environ.get("BERT_JAX_TRACEBACK"):
+            raise
+        print(f"error: out of memory: {error}. {_SMALLER}", file=sys.stderr)
+        return hosts.leave(1)
     return 0
+
+
+_SMALLER = (
+    "Less is needed with a smaller --config.phases.0.batch_size or --config.optimizer.accumulate of more parts, with "
+    "--config.encoder.remat, a smaller encoder, or more devices (--config.mesh.fsdp)"
+)
 
 
 def _steps(text: str) -> tuple[int, int] | None:

@@ -196,13 +196,17 @@ class Encoder:
         require(
             self.vocab_rows < _INT32, f"vocab_size, up to a multiple of vocab_multiple, is {self.vocab_rows:,} rows"
         )
-        tables = self.vocab_rows + self.max_positions + self.segments
-        layer = 4 * self.hidden + 2 * self.feed_forward
         sizes = ", ".join(
             f"{name}={getattr(self, name)}"
             for name in ("layers", "hidden", "feed_forward", "vocab_size", "max_positions", "segments")
         )
-        require_size(f"an encoder of {sizes}", self.hidden * (tables + self.layers * layer))
+        require_size(f"an encoder of {sizes}", self.parameters)
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers its matrices hold: the parameters but for biases and LayerNorm."""
+        tables = self.vocab_rows + self.max_positions + self.segments
+        return self.hidden * (tables + self.layers * (4 * self.hidden + 2 * self.feed_forward))
 
     @property
     def vocab_rows(self) -> int:
@@ -546,10 +550,11 @@ def from_dict(values: Any, kinds: Mapping[str, type]) -> Any:
         except ValueError as error:
             raise ValueError(f"{field}: {error}") from None
         check(read[field], types_of[field], field)  # before the class sees it
-    needed = [field.name for field in dataclasses.fields(kinds[name]) if not _has_default(field)]
-    require(
-        set(needed) <= set(read), f"{name} needs {', '.join(needed)}: {', '.join(set(needed) - set(read))} is missing"
-    )
+        if types_of[field] is float:
+            read[field] = float(read[field])
+    lacking = [field.name for field in dataclasses.fields(kinds[name]) if not _has_default(field)]
+    lacking = [field for field in lacking if field not in read]
+    require(not lacking, f"{name} lacks a value of {', '.join(lacking)}")
     return kinds[name](**read)
 
 

@@ -75,6 +75,17 @@ class Experiment:
             )
 
 
+def least_bytes(exp: Experiment) -> int:
+    """Below how many bytes of memory a run is impossible: its matrices, their gradients' two moments, a batch and its
+    embeddings. 0 where the encoder is that of `init_from`, which was made somewhere.
+    """
+    if exp.encoder is None:
+        return 0
+    tokens = max(phase.batch_size * phase.length for phase in exp.phases)
+    trained = 0 if exp.task.frozen else 2 * 4 * exp.encoder.parameters
+    return 4 * exp.encoder.parameters + trained + tokens * (9 + 2 * exp.encoder.hidden // exp.optimizer.accumulate)
+
+
 # What a run may change when it goes on: how it is computed and watched, not what is computed.
 RESUMABLE = ("every", "mesh", "predict", "encoder.scan", "encoder.remat")
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import pathlib
 import sys
+from typing import Any
+
+from absl import flags
 
 from bert_jax import cache
 
@@ -29,3 +32,25 @@ def keep_programs(cache_dir: str = "") -> None:
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         folder = pathlib.Path(cache_dir or cache.default_directory()).expanduser()
         jax.config.update("jax_compilation_cache_dir", str(folder / "programs"))
+
+
+def require_values(*holders: flags.FlagHolder[Any]) -> None:
+    """Refuses an empty text where a flag names a file or a folder: as a path it would be the current folder."""
+    for holder in holders:
+        flags.register_validator(
+            holder, lambda value: value is None or value.strip() != "", "is empty: give it a value"
+        )
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error is one of too little memory: Python's, NumPy's, or that of a device."""
+    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
+
+
+def memory() -> int:
+    """Bytes of memory of all devices together, those of other processes included; of CPUs, the machines'."""
+    import jax
+
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    own = sum(of.get("bytes_limit", 0) for of in stats) or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return own * jax.process_count()

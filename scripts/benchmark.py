@@ -16,6 +16,7 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import statistics
+import sys
 import time
 import types
 from collections.abc import Callable
@@ -49,7 +50,13 @@ flags.DEFINE_enum("size", "base", list(SIZES), "the model")
 flags.DEFINE_integer("batch", 8, "sequences per step", lower_bound=1)
 flags.DEFINE_integer("length", 128, "tokens per sequence", lower_bound=8)
 flags.DEFINE_integer("rounds", 7, "how often each contender has its turn", lower_bound=1)
-flags.DEFINE_float("seconds", 10.0, "how long a turn lasts at least: a first step finds its memory cold")
+flags.DEFINE_float(
+    "seconds",
+    10.0,
+    "how long a turn lasts at least: a first step finds its memory cold",
+    lower_bound=0,
+    upper_bound=3600,
+)
 flags.DEFINE_list("against", [], "torch, flax: Hugging Face's BertForPreTraining in PyTorch, in Flax")
 flags.DEFINE_multi_string("set", [], "a field of our encoder to change, such as --set=scan=true")
 
@@ -211,7 +218,18 @@ def on_random_batch(
 def encoder_of(name: str, changes: list[str]) -> config.Encoder:
     layers, hidden = SIZES[name]
     size = config.Encoder(layers=layers, hidden=hidden, heads=hidden // 64, scan=jax.default_backend() == "tpu")
-    return config.override(size, dict(change.split("=", 1) for change in changes))
+    return config.override(size, pairs(changes))
+
+
+def pairs(changes: list[str]) -> dict[str, str]:
+    """--set's values by field.
+
+    Raises:
+      ValueError: at one that has no equals sign.
+    """
+    for change in changes:
+        config.require("=" in change, f"--set takes FIELD=VALUE, not {change!r}")
+    return dict(change.split("=", 1) for change in changes)
 
 
 def serve(connection: multiprocessing.connection.Connection, make: Callable[[], Step], warm_up: int) -> None:
@@ -266,6 +284,11 @@ def main(argv: list[str]) -> None:
     unknown = set(FLAGS.against) - set(CONTENDERS)
     if unknown:
         raise app.UsageError(f"--against knows {', '.join(CONTENDERS)}, not {', '.join(sorted(unknown))}")
+    try:  # before any process starts
+        config.override(config.Encoder(*SIZES[FLAGS.size], SIZES[FLAGS.size][1] // 64), pairs(FLAGS.set))
+        config.Phase(length=FLAGS.length, batch_size=FLAGS.batch, steps=1)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
     os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")  # for all, as python -m bert_jax has it
     contenders = {"bert_jax": ours, **{name: CONTENDERS[name] for name in FLAGS.against}}
     if FLAGS.corpus:

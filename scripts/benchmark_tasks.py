@@ -22,7 +22,7 @@ import jax
 import numpy as np
 from absl import app, flags
 
-from bert_jax import config, data, experiment, planning, sharding, tokenizer
+from bert_jax import config, data, experiment, planning, sharding, startup, tokenizer
 from bert_jax.experiment import Experiment
 from bert_jax.program import Program
 from bert_jax.tasks.base import Arrays, Context
@@ -32,8 +32,9 @@ from bert_jax.tasks.tagging import Tag
 FLAGS = flags.FLAGS
 flags.DEFINE_string("config", "experiments/mrpc.py", "the experiment: its task is Classify or Tag")
 flags.DEFINE_string("data_dir", os.environ.get("BERT_JAX_DATA", ""), "the task's official files")
-flags.DEFINE_string("vocab", None, "vocab.txt, or a directory with one", required=True)
+_VOCAB = flags.DEFINE_string("vocab", None, "vocab.txt, or a directory with one", required=True)
 flags.DEFINE_integer("lengths", 4, "static lengths of the batches in groups", lower_bound=2)
+startup.require_values(_VOCAB)
 
 
 def prepared(file: str, changes: dict[str, str], size: str, vocab: str, data_dir: str) -> tuple[Experiment, Context]:

@@ -12,11 +12,12 @@ import sys
 
 from absl import app, flags
 
-from bert_jax import tokenizer
+from bert_jax import startup, tokenizer
 from bert_jax.tasks import windows
 
 _INPUT = flags.DEFINE_string("input", None, "A file in SQuAD's form.", required=True)
 _VOCAB = flags.DEFINE_string("vocab", None, "vocab.txt, a SentencePiece model, or a directory with one.", required=True)
+startup.require_values(_INPUT, _VOCAB)
 
 
 def main(argv: list[str]) -> None:

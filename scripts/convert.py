@@ -18,7 +18,7 @@ _TO = flags.DEFINE_enum("to", None, typing.get_args(convert.Form), "What DESTINA
 
 
 def main(argv: list[str]) -> None:
-    if len(argv) != 3:
+    if len(argv) != 3 or not all(argument.strip() for argument in argv):
         raise app.UsageError("usage: convert.py [--to=huggingface|tf1|workdir] SOURCE DESTINATION")
     try:
         form = convert.convert(argv[1], argv[2], _TO.value)

@@ -7,9 +7,10 @@ import sys
 
 from absl import app, flags
 
-from bert_jax import quickstart
+from bert_jax import quickstart, startup
 
 _OUTPUT = flags.DEFINE_string("output", None, "The folder for train.tsv and dev.tsv.", required=True)
+startup.require_values(_OUTPUT)
 
 
 def main(argv: list[str]) -> None:

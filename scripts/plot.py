@@ -8,11 +8,12 @@ import sys
 
 from absl import app, flags
 
-from bert_jax import plots
+from bert_jax import plots, startup
 
 _METRICS = flags.DEFINE_list("metrics", ["mlm_loss", "nsp_accuracy"], "Names as in metrics.jsonl, one panel each.")
 _OUTPUT = flags.DEFINE_string("output", "curves.png", "The picture; its ending says the format.")
 _SPLIT = flags.DEFINE_enum("split", "validation", ["validation", "train"], "Whose figures.")
+startup.require_values(_OUTPUT)
 
 
 def main(argv: list[str]) -> None:

@@ -20,11 +20,14 @@ import sys
 from absl import app, flags
 
 import bert_jax
-from bert_jax import predict
+from bert_jax import experiment, predict, startup
 
 _MODEL = flags.DEFINE_string("model", None, "A run's workdir.", required=True)
 _INPUT = flags.DEFINE_string("input", "-", "A file, a text a line; - is standard input.")
-_TOP = flags.DEFINE_integer("top", 5, "How many candidates for a [MASK].")
+_CONFIG = flags.DEFINE_string(
+    "config", None, "The experiment's file, where it defines the run's task itself: it is run."
+)
+_TOP = flags.DEFINE_integer("top", 5, "How many candidates for a [MASK].", lower_bound=1)
 _NULL_THRESHOLD = flags.DEFINE_float(
     "null_threshold", None, "Odds of no answer above which there is none (SQuAD 2.0); default: those best on dev."
 )
@@ -32,13 +35,20 @@ _EMBEDDINGS = flags.DEFINE_enum(
     "embeddings", None, predict.VECTORS, "Vectors: the mean over the tokens, that of [CLS], or every token's."
 )
 _LAYER = flags.DEFINE_integer("layer", -1, "Whose: 0 is the embeddings' output, 1 the first layer, -1 the last.")
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Texts at a time.")
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Texts at a time.", lower_bound=1, upper_bound=100_000)
+startup.require_values(_MODEL, _INPUT, _CONFIG)
+flags.register_validator(_NULL_THRESHOLD, lambda value: value is None or value == value, "is not a number")
 
 
 def main(argv: list[str]) -> None:
     del argv
     try:
+        if _CONFIG.value:
+            experiment.defined(_CONFIG.value)
         model = bert_jax.load(_MODEL.value)
+        task = model.experiment.task
+        if isinstance(task, experiment.UnknownTask) and not (_EMBEDDINGS.value or "masked_lm" in model.params):
+            raise task.lacking()
         with sys.stdin if _INPUT.value == "-" else open(_INPUT.value, encoding="utf-8") as lines:
             numbered = enumerate(lines, start=1)
             while part := list(itertools.islice(numbered, _BATCH_SIZE.value)):
@@ -50,6 +60,10 @@ def main(argv: list[str]) -> None:
                     print(answer, flush=True)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
+    except (MemoryError, RuntimeError) as error:
+        if not startup.out_of_memory(error):
+            raise
+        sys.exit(f"error: out of memory: {error}. A smaller --batch_size needs less")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import sys
 
 from absl import app, flags
 
+from bert_jax import startup
 from bert_jax.config import split_flags
 
 CONFIG = flags.DEFINE_string("config", None, "The experiment: a Python file that defines EXPERIMENT.", required=True)
@@ -22,6 +23,7 @@ TOPOLOGY = flags.DEFINE_string("topology", None, "The pod: v5e:4x4, v5e:8x8, v4:
 JSON = flags.DEFINE_bool("json", False, "Print the report as JSON.")
 SEARCH = flags.DEFINE_bool("search", True, "Where it does not fit, try remat, fsdp and accumulation.")
 COST = flags.DEFINE_bool("cost", True, "Count FLOPs and bytes; of a scanned program by two more compilations.")
+startup.require_values(CONFIG, TOPOLOGY)
 
 
 def main(argv: list[str], changes: dict[str, str]) -> int:

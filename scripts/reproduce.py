@@ -31,14 +31,17 @@ DATA_DIR = flags.DEFINE_string(
     "data_dir", os.environ.get("BERT_JAX_DATA", ""), "Tasks' official files; default: $BERT_JAX_DATA."
 )
 CACHE_DIR = flags.DEFINE_string("cache_dir", "", "As of python -m bert_jax.")
-SEEDS = flags.DEFINE_integer("seeds", None, "Seeds of each fine-tuning; default: the study's.", lower_bound=1)
+SEEDS = flags.DEFINE_integer(
+    "seeds", None, "Seeds of each fine-tuning; default: the study's.", lower_bound=1, upper_bound=10_000
+)
 PRETRAINING_SEEDS = flags.DEFINE_integer(
-    "pretraining_seeds", None, "Seeds of each pre-training; default: the study's.", lower_bound=1
+    "pretraining_seeds", None, "Seeds of each pre-training; default: the study's.", lower_bound=1, upper_bound=10_000
 )
 ROWS = flags.DEFINE_list("rows", [], "Only these rows, by name; quotes hold a name with a comma: '\"L/2, A/4\",L/4'.")
 COLUMNS = flags.DEFINE_list("columns", [], "Only these columns, by name, with those that are not the paper's.")
 TOGETHER = flags.DEFINE_integer("together", 1, "How many seeds of a fine-tuning share a program.", lower_bound=1)
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "List the runs with FLOPs, predicted time and what is there; run none.")
+startup.require_values(STUDY, BASE, WORKDIR)
 
 
 def main(argv: list[str], changes: dict[str, str], tuning: dict[str, str]) -> int:
@@ -73,6 +76,11 @@ def main(argv: list[str], changes: dict[str, str], tuning: dict[str, str]) -> in
         if os.environ.get("BERT_JAX_TRACEBACK"):
             raise
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except (MemoryError, RuntimeError) as error:
+        if not startup.out_of_memory(error) or os.environ.get("BERT_JAX_TRACEBACK"):
+            raise
+        print(f"error: out of memory: {error}", file=sys.stderr)
         return 1
     return 0
 

@@ -1,6 +1,9 @@
 """Knobs: what `override` takes, what it refuses, and in which words."""
 
 import dataclasses
+import json
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given
@@ -10,6 +13,7 @@ from bert_jax import config, experiment
 from bert_jax.config import Encoder, Masking, Optimizer, Phase, override
 from bert_jax.experiment import Experiment
 from bert_jax.tasks.pretrain import Pretrain
+from tests.conftest import environment
 
 BASE = Experiment(encoder=Encoder())
 
@@ -53,6 +57,21 @@ def test_an_absent_encoder_starts_from_its_defaults() -> None:
         ({"task.masking.mask": 0.95}, "mask \\+ random must not exceed 1"),
         ({"encoder.scan": "maybe"}, "scan must be bool"),
         ({"encoder.layers.x": 1}, "has no fields to override"),
+        ({"optimizer.learning_rate": "inf"}, "learning_rate must be a finite number, not inf"),
+        ({"optimizer.learning_rate": "nan"}, "learning_rate must be a finite number, not nan"),
+        ({"optimizer.warmup": float("inf")}, "warmup must be a finite number"),
+        ({"phases.0.epochs": "nan", "phases.0.steps": 0}, "epochs must be a finite number"),
+        ({"phases.0.steps": -5, "phases.0.epochs": 1}, "below 0 are none"),
+        ({"phases.0.batch_size": 0}, "batch_size must be above 0"),
+        ({"phases.0.batch_size": "10000000000"}, "batch_size must fit into 32 bits"),
+        ({"phases.0.batch_size": 10**9}, r"are 128,000,000,000 tokens, whose numbers alone take 512,000,000,000 bytes"),
+        ({"encoder.hidden": 12 * 10**7}, r"would make [\d,]+ parameters, [\d,]+ bytes of float32"),
+        ({"encoder.layers": 10**9}, r"would make [\d,]+ parameters, [\d,]+ bytes of float32"),
+        ({"encoder.vocab_size": 10**9}, r"would make [\d,]+ parameters, [\d,]+ bytes of float32"),
+        ({"encoder.vocab_multiple": 10**9}, r"would make [\d,]+ parameters, [\d,]+ bytes of float32"),
+        ({"encoder.max_positions": 2 * 10**9}, r"would make [\d,]+ parameters, [\d,]+ bytes of float32"),
+        ({"seed": 2**31}, "seed must fit into 32 bits"),
+        ({"phases": "none"}, "phases"),
     ],
 )
 def test_what_is_wrong_is_said_where_it_is_written(changes: dict, message: str) -> None:
@@ -100,9 +119,54 @@ class Files:
 
 def test_a_text_is_no_tuple() -> None:
     """Where a task is written without a comma. (The suite's own type checks would refuse such a task before.)"""
-    config.require_tuples(Files())
+    config.check_types(Files())
     with pytest.raises(ValueError, match=r"dev must be a tuple, with a comma .* not 'dev.tsv'"):
-        config.require_tuples(dataclasses.replace(Files(), dev="dev.tsv"))
+        config.check_types(dataclasses.replace(Files(), dev="dev.tsv"))
+
+
+# What a file may say, and what is answered. In a process of its own: without the suite's type checks.
+WRITTEN = {
+    "Encoder(layers='2')": "layers must be int, not '2': write 2, without quotation marks",
+    "Encoder(layers=2.0)": "layers must be int, not 2.0: write 2",
+    "Encoder(layers=None)": "layers must be int, not None",
+    "Encoder(gelu='erff')": "gelu must be one of 'erf', 'tanh', not 'erff' (did you mean 'erf'?",
+    "Encoder(scan=1)": "scan must be bool, not 1",
+    "Masking(rate='0.2')": "rate must be float, not '0.2': write 0.2, without quotation marks",
+    "Optimizer(learning_rate=float('inf'))": "learning_rate must be a finite number, not inf",
+    "Optimizer(b1=float('nan'))": "b1 must be a finite number, not nan",
+    "Phase(steps='10')": "steps must be int, not '10': write 10",
+    "BiLSTM(width=10**9)": "bytes of float32",
+    "Features(layers=4)": "layers must be str, not 4",
+    "Mesh(data=1.5)": "data must be int, not 1.5",
+    "Every(log=True)": "log must be int, not True",
+    "Experiment(encoder={'layers': 2})": "encoder must be Encoder, not {'layers': 2}",
+    "Experiment(phases=Phase(steps=1))": "phases must be a tuple, with a comma after a single item",
+    "Experiment(phases=(1,))": "phases.0 must be Phase, not 1",
+    "Experiment(task='Pretrain')": "task must be Task, not 'Pretrain'",
+    "Experiment(seed='1')": "seed must be int, not '1': write 1",
+    "Pretrain(corpus=3)": "corpus must be str, not 3",
+    "Pretrain(dupe_factor=0.5)": "dupe_factor must be int, not 0.5",
+    "Pretrain(masking=0.15)": "masking must be Masking, not 0.15",
+    "Squad(train='a', dev='b', null_threshold=float('nan'))": "null_threshold must be a finite number",
+    "Squad(train='a', dev=('b',))": "dev must be str, not ('b',)",
+    "Classify(train='a', dev='b')": "dev must be a tuple",
+    "Tag(train='a', dev=(1,))": "dev.0 must be str, not 1",
+    "Choose(train=None)": "train must be str, not None",
+}
+
+
+def test_a_wrong_type_in_a_file_is_said_where_it_is_written() -> None:
+    code = (
+        "import json\nfrom bert_jax.config import *\nfrom bert_jax.experiment import *\nsaid = {}\n"
+        f"for text in {list(WRITTEN)!r}:\n"
+        "    try:\n        said[text] = repr(eval(text))\n"
+        "    except ValueError as error:\n        said[text] = str(error)\n"
+        "print(json.dumps(said))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment())
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert {text: message in said[text] for text, message in WRITTEN.items()} == dict.fromkeys(WRITTEN, True), said
 
 
 def test_predicted_positions_are_those_of_the_recipe() -> None:

@@ -1,23 +1,21 @@
-"""Experiments in files and workdirs: classes of one's own, what may change in a run, and config.json when it is damaged."""
+"""Experiments in files and workdirs: classes of one's own, what may change in a run, and damaged config.json."""
 
 from __future__ import annotations
 
-import copy
-import dataclasses
 import json
 import pathlib
 import subprocess
 import sys
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-import bert_jax
-from bert_jax import config, convert, experiment, planning, pretrained, train
+from bert_jax import checkpoint, config, experiment
 from bert_jax.config import override
 from bert_jax.experiment import Experiment, UnknownTask
+from bert_jax.tasks.classify import Classify
 from tests.conftest import REPOSITORY, environment
+from tests.test_weights import random_params
 
 OWN = """
 from __future__ import annotations
@@ -42,12 +40,17 @@ EXPERIMENT = dataclasses.replace(BASE, task=OwnTask(**vars(BASE.task)))
 
 
 @pytest.fixture(scope="module")
-def own(few_devices: None, tiny: Experiment, tmp_path_factory: pytest.TempPathFactory) -> tuple[pathlib.Path, pathlib.Path]:
-    """An experiment file with classes of its own, and the workdir of its run after a step."""
+def own(tiny: Experiment, tmp_path_factory: pytest.TempPathFactory) -> tuple[pathlib.Path, pathlib.Path]:
+    """An experiment file with classes of its own, and a workdir of it, with random weights."""
     folder = tmp_path_factory.mktemp("own")
     (folder / "own.py").write_text(OWN.replace("{base!r}", repr(json.dumps(config.to_dict(tiny)))))
     exp = override(experiment.load(str(folder / "own.py")), {"task.extra.masking.rate": "0.3", "task.share": "0.25"})
-    train.run(exp, str(folder / "run"), stop_at=1, quiet=True)
+    assert exp.encoder is not None
+    checkpoint.write_params(str(folder / "run"), random_params(exp.encoder, ("pooler", "masked_lm", "next_sentence")))
+    experiment.record(exp, str(folder / "run"))
+    vocabulary = exp.task.tokenizer()
+    assert vocabulary is not None
+    vocabulary.save(str(folder / "run" / "tokenizer"))
     return folder / "own.py", folder / "run"
 
 
@@ -90,7 +93,7 @@ assert set(pretrained.open(workdir).params()) == set(model.params)
 try:
     model.experiment.task.module(model.config)
 except ValueError as error:
-    assert f"OwnTask, which is not known here; {file} defines it: name that file with --config=FILE" in str(error), error
+    assert f"OwnTask, which is not known here; {file} defines it: name that file with --config=" in str(error), error
 else:
     raise AssertionError
 experiment.load(file)
@@ -125,9 +128,145 @@ def test_a_class_of_one_s_own_has_a_name_of_its_own(tmp_path: pathlib.Path) -> N
         experiment.record(exp, str(tmp_path))
 
 
+def test_predict_runs_the_file_that_it_is_given(own: tuple[pathlib.Path, pathlib.Path], tmp_path: pathlib.Path) -> None:
+    (tmp_path / "lines.txt").write_text("bab [MASK] kel.\n")
+    (tmp_path / "other.py").write_text("import does_not_exist")
+    ask = ["scripts/predict.py", f"--model={own[1]}", f"--input={tmp_path / 'lines.txt'}", "--top=1"]
+    done = python("", *ask, f"--config={own[0]}")
+    assert done.returncode == 0, done.stderr
+    assert len(json.loads(done.stdout)["fill"]) == 1
+
+
+def test_only_a_task_is_of_a_class_of_one_s_own(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "e.py").write_text(
+        "from bert_jax import config\nfrom bert_jax.experiment import Experiment\n"
+        "class Own(config.Optimizer): pass\nEXPERIMENT = Experiment(optimizer=Own())"
+    )
+    with pytest.raises(ValueError, match=r"optimizer is of class \['Own'\]: only a task may be"):
+        experiment.load(str(tmp_path / "e.py"))
+
+
+def test_a_type_that_a_file_does_not_know_is_said(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "e.py").write_text(
+        OWN.replace("config.Masking | None", "Nothing").replace("{base!r}", repr(json.dumps(BASE_JSON)))
+    )
+    with pytest.raises(ValueError, match="Extra: name 'Nothing' is not defined; import what the fields' types"):
+        experiment.load(str(tmp_path / "e.py"))
+
+
 BASE_JSON = config.to_dict(Experiment(encoder=config.Encoder()))
+RECORDED = config.to_dict(
+    Experiment(
+        encoder=config.Encoder(layers=2, hidden=16, heads=2),
+        task=Classify(train="a.tsv", dev=("b.tsv",), labels=("0", "1"), bilstm=config.BiLSTM()),
+    )
+)
+MISSING = object()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("encoder", "x", "encoder must be Encoder, not 'x'"),
+        ("encoder", 3, "encoder must be Encoder, not 3"),
+        ("encoder", [], "encoder must be Encoder, not ()"),
+        ("encoder", {}, "encoder: no config class None"),
+        ("encoder", {"is": "Mesh"}, "encoder must be Encoder, not Mesh("),
+        ("encoder.is", "Encodr", "encoder: no config class 'Encodr': did you mean 'Encoder'?"),
+        ("encoder.is", ["Encoder"], "encoder: no config class ['Encoder']"),
+        ("encoder.is", {"a": 1}, "encoder: no config class {'a': 1}"),
+        ("encoder.layers", "2", "encoder: layers must be int, not '2': write 2, without quotation marks"),
+        ("encoder.layers", 2.0, "encoder: layers must be int, not 2.0: write 2"),
+        ("encoder.layers", None, "encoder: layers must be int, not None"),
+        ("encoder.layers", True, "encoder: layers must be int, not True"),
+        ("encoder.layers", [2], "encoder: layers must be int, not (2,)"),
+        ("encoder.layers", 0, "encoder: layers must be above 0"),
+        ("encoder.layers", -2, "encoder: layers must be above 0"),
+        ("encoder.layers", 10**9, "bytes of float32"),
+        ("encoder.layers", 10**30, "encoder: layers must fit into 32 bits"),
+        ("encoder.layer", 2, "encoder: Encoder has no field 'layer': did you mean 'layers'?"),
+        ("encoder.dropout", "0.1", "encoder: dropout must be float, not '0.1': write 0.1"),
+        ("encoder.dropout", float("nan"), "encoder: dropout must be a finite number, not nan"),
+        ("encoder.dropout", False, "encoder: dropout must be float, not False"),
+        ("encoder.dropout", {"is": "Mesh"}, "encoder: dropout must be float, not Mesh("),
+        ("encoder.gelu", "erff", "encoder: gelu must be one of 'erf', 'tanh', not 'erff' (did you mean 'erf'?"),
+        ("encoder.gelu", 1, "encoder: gelu must be one of 'erf', 'tanh', not 1"),
+        ("encoder.scan", 1, "encoder: scan must be bool, not 1"),
+        ("encoder.scan", "yes", "encoder: scan must be bool, not 'yes'"),
+        ("optimizer", None, "optimizer must be Optimizer, not None"),
+        ("optimizer.learning_rate", float("inf"), "optimizer: learning_rate must be a finite number, not inf"),
+        ("optimizer.learning_rate", "1e-4", "optimizer: learning_rate must be float, not '1e-4': write 0.0001"),
+        ("optimizer.learning_rate", [1e-4], "optimizer: learning_rate must be float, not (0.0001,)"),
+        ("optimizer.warmup", "x", "optimizer: warmup must be float | int, not 'x'"),
+        ("phases", None, "phases must be a tuple"),
+        ("phases", 3, "phases must be a tuple"),
+        ("phases", {}, "phases: no config class None"),
+        ("phases", [3], "phases.0 must be Phase, not 3"),
+        ("phases", [[]], "phases.0 must be Phase, not ()"),
+        ("phases", [], "an experiment needs at least one phase"),
+        ("phases.0.steps", "10", "phases: steps must be int, not '10': write 10"),
+        ("phases.0.batch_size", 10**9, "phases: batch_size=1000000000 of length=128 are 128,000,000,000 tokens"),
+        ("task", None, "task must be Task, not None"),
+        ("task", "Classify", "task must be Task, not 'Classify'"),
+        ("task", {"is": "Mesh"}, "task must be Task, not Mesh("),
+        ("task.train", MISSING, "task: Classify lacks a value of train"),
+        ("task.train", 5, "task: train must be str, not 5"),
+        ("task.dev", "b.tsv", "task: dev must be a tuple, with a comma after a single item, not 'b.tsv'"),
+        ("task.dev", [1], "task: dev.0 must be str, not 1"),
+        ("task.labels", {"0": 1}, "task: labels: no config class None"),
+        ("task.bilstm", [], "task: bilstm must be BiLSTM, not ()"),
+        ("task.bilstm.width", "768", "task: bilstm: width must be int, not '768'"),
+        ("mesh.data", 0.5, "mesh: data must be int, not 0.5"),
+        ("every.keep", None, "every: keep must be int, not None"),
+        ("seed", "0", "seed must be int, not '0': write 0"),
+        ("seed", -1, "seed must lie in"),
+        ("init_step", "last", "init_step must be int, not 'last'"),
+        ("name", None, "name must be str, not None"),
+        ("predict", "false", "predict must be bool, not 'false': write False"),
+        ("init_positions", "sam", "init_positions must be one of 'same', 'cut'"),
+        ("classes", [], "classes must be an object"),
+        ("nonsense", 1, "Experiment has no field 'nonsense'"),
+    ],
+)
+def test_a_config_json_with_what_does_not_belong(field: str, value: Any, message: str, tmp_path: pathlib.Path) -> None:
+    """Said with file, field and cure."""
+    values = json.loads(json.dumps(RECORDED))
+    *path, last = field.split(".")
+    node = values
+    for part in path:
+        node = node[int(part)] if part.isdigit() else node[part]
+    node[last] = value
+    if value is MISSING:
+        del node[last]
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=r"config\.json") as raised:
+        experiment.read_config(str(tmp_path))
+    assert f"{tmp_path / 'config.json'}: " in str(raised.value)
+    assert message in str(raised.value)
+    assert "delete that file and run the training's command again" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"\xff\xfe\x00", b"[" * 100_000, b'{"is": 1e999, }', b"9" * 5000]
+)
+def test_a_config_json_that_is_none(content: bytes, tmp_path: pathlib.Path) -> None:
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"config.json is damaged.*; delete that file and run the training's command"):
+        experiment.read_config(str(tmp_path))
+
+
+def test_a_config_json_of_an_earlier_version(tmp_path: pathlib.Path) -> None:
+    """Without what became a field since then, and with integers where floats may stand."""
+    values = json.loads(json.dumps(RECORDED))
+    del values["encoder"]["classify_from"], values["random_init"]
+    values["encoder"]["dropout"] = 0
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    found = experiment.read_config(str(tmp_path))
+    assert found.encoder == config.Encoder(layers=2, hidden=16, heads=2, dropout=0.0)
 
 
 def test_what_may_change_is_matched_by_whole_names() -> None:
     assert all(map(experiment.resumable, ("every", "every.log", "mesh.data", "predict", "encoder.scan")))
-    assert not any(map(experiment.resumable, ("everything", "every_other.log", "predictor", "encoder.scanned", "encoder")))
+    assert not any(
+        map(experiment.resumable, ("everything", "every_other.log", "predictor", "encoder.scanned", "encoder"))
+    )

@@ -61,6 +61,8 @@ def run(*flags: str, script: str = "") -> subprocess.CompletedProcess[str]:
         (["--config=experiments/sst2.py"], "names no encoder"),
         (["--config=experiments/sst2.py", "--config.init_from=absent"], "absent is no workdir of a run"),
         (["--config=experiments/sst2.py", "--config.encoder.layers=2"], "name one with --config.vocab"),
+        (["--config=experiments/bert_tiny.py", "--config.optimizer.learning_rate=inf"], "must be a finite number"),
+        (["--config=experiments/bert_tiny.py", "--config.encoder.vocab_size=400000000"], "bytes of memory at the very"),
     ],
 )
 def test_what_is_wrong_is_one_line_and_exit_code_1(flags: list[str], message: str, tmp_path: pathlib.Path) -> None:
@@ -69,6 +71,56 @@ def test_what_is_wrong_is_one_line_and_exit_code_1(flags: list[str], message: st
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+FLAGS = {  # what each command needs, and what it refuses; a bar between two
+    "bert_jax/__main__.py": (
+        "--config=a.py|--workdir=w",
+        "--workdir=|--workdir= |--config=|--grid=|--coordinator=|--stop_at=-5|--stop_at=x|--seeds=0|--seeds=-1|"
+        "--seeds=1000000000|--together=0|--processes=0|--process=-1|--keep=some",
+    ),
+    "scripts/predict.py": (
+        "--model=m",
+        "--model=|--input=|--config=|--top=-3|--top=0|--batch_size=0|--batch_size=-1|--batch_size=10000000000|"
+        "--null_threshold=nan|--null_threshold=x|--layer=last|--embeddings=all",
+    ),
+    "scripts/reproduce.py": (
+        "--study=s.py|--workdir=w",
+        "--study=|--workdir=|--base=|--seeds=0|--seeds=1000000000|--pretraining_seeds=-1|--together=0",
+    ),
+    "scripts/preflight.py": ("--config=a.py|--topology=v5e:2x2", "--config=|--topology="),
+    "scripts/plot.py": ("", "--output=|--split=test"),
+    "scripts/check_answers.py": ("--input=i|--vocab=v", "--input=|--vocab="),
+    "scripts/library_sentences.py": ("--output=o", "--output="),
+    "scripts/benchmark.py": ("", "--batch=0|--length=0|--rounds=0|--seconds=-1|--seconds=inf|--size=huge"),
+}
+PARSE = """
+import runpy, sys
+from absl import flags
+file, good, bad = sys.argv[1], sys.argv[2].split("|"), sys.argv[3].split("|")
+runpy.run_path(file, run_name="flags")
+flags.FLAGS(["", *filter(None, good)])
+for flag in bad:
+    try:
+        flags.FLAGS(["", *filter(None, good), flag])
+    except flags.IllegalFlagValueError as error:
+        assert flag.lstrip("-").partition("=")[0] in str(error), error
+    else:
+        print("taken:", flag)
+"""
+
+
+@pytest.mark.parametrize("script", FLAGS)
+def test_flags_that_make_no_sense_are_refused(script: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PARSE, script, *FLAGS[script]],
+        env={**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        cwd=REPOSITORY,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
 
 
 def test_a_run_by_command_line_and_predictions_from_it(tiny: Experiment, corpus: str, tmp_path: pathlib.Path) -> None:
