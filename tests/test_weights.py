@@ -506,6 +506,41 @@ def test_shards(tmp_path: pathlib.Path) -> None:
         pretrained.open(str(folder))
 
 
+@pytest.mark.parametrize(
+    "file",
+    ["../other/model.safetensors", "/etc/passwd", "sub/model.safetensors", "..\\model.safetensors", "..", 3, None],
+)
+def test_an_index_does_not_lead_out_of_its_folder(file: Any, tmp_path: pathlib.Path) -> None:
+    folder = directory(tmp_path / "model", "BertModel")
+    for other in ("other", "model/sub"):
+        directory(tmp_path / other, "BertModel")
+    shards(folder)
+    index = folder / "model.safetensors.index.json"
+    values = json.loads(index.read_text())
+    if file == "/etc/passwd":
+        file = str(tmp_path / "other" / "model.safetensors")
+    values["weight_map"] = dict.fromkeys(values["weight_map"], file)
+    index.write_text(json.dumps(values))
+    with pytest.raises(
+        ValueError, match=r"index.json: .* is in .*, which is not the name of a .safetensors file beside"
+    ):
+        pretrained.open(str(folder))
+    index.write_text(json.dumps(values | {"weight_map": [file]}))
+    with pytest.raises(ValueError, match="weight_map must give each tensor's file"):
+        pretrained.open(str(folder))
+
+
+def test_shards_may_be_links(tmp_path: pathlib.Path) -> None:
+    """As all files are in the folder where `huggingface_hub` keeps what it loaded."""
+    folder = directory(tmp_path / "model", "BertModel")
+    wanted = flat(pretrained.open(str(folder)).params())
+    shards(folder)
+    for number, file in enumerate(sorted(folder.glob("*.safetensors"))):
+        file.rename(tmp_path / f"blob{number}")
+        file.symlink_to(tmp_path / f"blob{number}")
+    assert_equal(flat(pretrained.open(str(folder)).params()), wanted)
+
+
 def test_a_pytorch_file(tmp_path: pathlib.Path) -> None:
     torch = pytest.importorskip("torch")
     folder = directory(tmp_path, "BertForPreTraining")
@@ -577,7 +612,22 @@ def test_tokenizer_json_alone(tmp_path: pathlib.Path) -> None:
         ({"intermediate_size": 64}, r"is \(24, 16\), and the config says intermediate_size=64"),
         ({"max_position_embeddings": 8}, "the config says max_position_embeddings=8"),
         ({"type_vocab_size": 1}, "the config says type_vocab_size=1"),
-        ({"id2label": {"0": "x"}}, "id2label names 1 classes, and classifier.bias has 3"),
+        (
+            {"problem_type": "multi_label_classification"},
+            "problem_type is 'multi_label_classification', of 3 outputs, which is not supported yet",
+        ),
+        ({"problem_type": "regression"}, "problem_type is 'regression', of 3 outputs"),
+        ({"num_labels": 2}, "num_labels is 2, and classifier.bias has 3"),
+        (
+            {"sentence_transformers": {"activation_fn": "torch.nn.modules.activation.Sigmoid"}},
+            "a sigmoid for each of 3 classes, so several may hold at once",
+        ),
+        (
+            {"sbert_ce_default_activation_function": "torch.nn.modules.activation.Sigmoid"},
+            "a sigmoid for each of 3 classes",
+        ),
+        ({"id2label": {"0": "x", "1": "y", "3": "z"}}, "id2label must name the classes 0, 1, 2 and so on"),
+        ({"id2label": {"0": "x"}}, "id2label names 1 classes, and the classifier has 3"),
         ({"architectures": ["BertModel"]}, "write there whether it is BertForSequenceClassification"),
         ({"architectures": ["BertForPreTraining"]}, "write there whether it is BertForSequenceClassification"),
     ],
@@ -588,6 +638,45 @@ def test_a_config_that_lies(values: dict[str, Any], said: str, tmp_path: pathlib
     file.write_text(json.dumps(json.loads(file.read_text()) | values))
     with pytest.raises(ValueError, match=said):
         pretrained.open(str(tmp_path))
+
+
+def test_a_regression_s_value_is_left_as_it_is_by_sentence_transformers(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the keys its CrossEncoder takes a single output for a logit. They are read back, and others said."""
+    said: list[str] = []
+    monkeypatch.setattr(huggingface.logging, "warning", lambda text, *values: said.append(text % values))
+    params = random_params(TINY, ("pooler", "classifier"), classes=1)
+    huggingface.write(tmp_path, params, TINY, vocabulary(40), ())
+    file = tmp_path / "config.json"
+    values = json.loads(file.read_text())
+    identity = "torch.nn.modules.linear.Identity"
+    assert values["sentence_transformers"] == {"activation_fn": identity}
+    assert values["sbert_ce_default_activation_function"] == identity
+    assert values["problem_type"] == "regression"
+    model = bert_jax.load(str(tmp_path))
+    assert (model.experiment.task.labels, said) == ((), [])
+    sigmoid = {"activation_fn": "torch.nn.modules.activation.Sigmoid"}
+    file.write_text(json.dumps(values | {"sentence_transformers": sigmoid}))
+    assert bert_jax.load(str(tmp_path)).score(["the cat"]) == model.score(["the cat"])
+    assert len(said) == 1
+    assert "without the Sigmoid of activation_fn" in said[0]
+    for kind in ("single_label_classification", "multi_label_classification"):
+        file.write_text(json.dumps(values | {"problem_type": kind}))
+        with pytest.raises(ValueError, match=f"problem_type is '{kind}', of 1 outputs"):
+            pretrained.open(str(tmp_path))
+    kept = directory(tmp_path / "classes", "BertForSequenceClassification") / "config.json"
+    assert "activation" not in kept.read_text(), "of several classes the logits are given anyway"
+
+
+def test_classes_without_names_are_classes() -> None:
+    """The reference's own checkpoints name none; three outputs are no regression."""
+    params = random_params(TINY, ("classifier",))
+    assert names.class_labels(params, None, "FILE") == ("LABEL_0", "LABEL_1", "LABEL_2")
+    assert names.class_labels(params, ["a", "b", "c"], "FILE") == ("a", "b", "c")
+    assert names.class_labels(random_params(TINY, ("span",)), None, "FILE") == ()
+    with pytest.raises(ValueError, match="FILE names 2 classes, and the classifier has 3"):
+        names.class_labels(params, ["a", "b"], "FILE")
 
 
 def without(name: str) -> Change:
@@ -769,6 +858,29 @@ def test_tf1_what_is_wrong_is_said(tensorflow: Any, tmp_path: pathlib.Path) -> N
         pretrained.open(str(folder))
     with pytest.raises(ValueError, match="the reference has 1e-12 alone"):
         tf1.write(folder, {}, config.override(TINY, {"layer_norm_eps": 1e-6}), vocabulary(40), ())
+
+
+def test_tf1_classes_and_length(tensorflow: Any, tmp_path: pathlib.Path) -> None:
+    params = random_params(TINY, ("pooler", "classifier"))
+    tf1.write(tmp_path, params, TINY, vocabulary(40), (), 10)
+    found = pretrained.open(str(tmp_path))
+    assert (found.task.labels, found.length) == (("LABEL_0", "LABEL_1", "LABEL_2"), 10)
+
+
+def test_tf1_a_directory_in_place_of_a_checkpoint(tmp_path: pathlib.Path) -> None:
+    """TensorFlow would follow the paths in it, to wherever they lead."""
+    (tmp_path / "bert_config.json").write_text("{}")
+    (tmp_path / "bert_model.ckpt.index").touch()
+    (tmp_path / "bert_model.ckpt").mkdir()
+    with pytest.raises(ValueError, match=r"bert_model.ckpt is a directory, and must be a checkpoint's prefix"):
+        pretrained.open(str(tmp_path))
+
+
+def test_tf1_a_shorter_length_is_read(tmp_path: pathlib.Path) -> None:
+    for stated, wanted in (({}, 12), ({"model_max_length": 10}, 10), ({"model_max_length": 99}, 12)):
+        values = names.config_of(TINY) | stated
+        (tmp_path / "bert_config.json").write_text(json.dumps(values))
+        assert tf1.read_length(str(tmp_path)) == wanted
 
 
 def test_tf1_without_tensorflow_names_the_extra(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:

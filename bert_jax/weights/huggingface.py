@@ -12,6 +12,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 import tokenizers
+from absl import logging
 
 from bert_jax import config, tokenizer
 from bert_jax.config import require
@@ -50,7 +51,11 @@ _COPIES = {
     "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
     "cls.predictions.decoder.bias": "cls.predictions.bias",
 }
+# What sentence-transformers shall make of a classifier's logits.
+IDENTITY = "torch.nn.modules.linear.Identity"
+
 _FLOATS = ("F32", "F16", "BF16")
+_SHARD = ".safetensors"
 _WEIGHTS, _INDEX, _PYTORCH = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
 
 
@@ -82,7 +87,16 @@ def read(directory: str) -> Published:
         params = names.params(tensors, "huggingface", encoder, heads)
     except ValueError as error:
         raise ValueError(f"{directory}: {error}") from None
+    _check_classifier(values, params, file)
     return Published(encoder, params, _labels(values, params, file))
+
+
+def read_length(directory: str) -> int:
+    """The longest sequence that the weights are for, in tokens: their positions, or the tokenizer's `model_max_length`
+    where that is less."""
+    folder = pathlib.Path(directory)
+    encoder = names.encoder_of(config.read_json(folder / "config.json"), str(folder / "config.json"))
+    return names.trained_length(encoder, _tokenizer_config(folder).get("model_max_length"))
 
 
 def read_tokenizer(directory: str) -> Tokenizer | None:
@@ -94,7 +108,7 @@ def read_tokenizer(directory: str) -> Tokenizer | None:
       ValueError: at a tokenizer that is not BERT's, or that departs from it where ours cannot follow.
     """
     folder = pathlib.Path(directory)
-    stated = config.read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").exists() else {}
+    stated = _tokenizer_config(folder)
     described = config.read_json(folder / "tokenizer.json") if (folder / "tokenizer.json").exists() else {}
     normalizer = described.get("normalizer") or {}
     lower = stated.get("do_lower_case", normalizer.get("lowercase"))
@@ -130,11 +144,13 @@ def write(
     encoder: config.Encoder,
     vocabulary: Tokenizer,
     labels: tuple[str, ...],
+    length: int | None = None,
 ) -> str:
     """Writes what `transformers` loads as it is, by the class that is returned: config, weights, tokenizer.
 
     `params` are nested dicts of arrays, the vocabulary's rows not padded. What the class has no place for (the pooler
-    of a tagger) is left out.
+    of a tagger) is left out. `length` is the longest sequence that they were trained on, which the tokenizer then cuts
+    to; by default all positions were.
 
     Raises:
       ValueError: at a SentencePiece vocabulary, for which `transformers` has no BERT tokenizer, and at a head that
@@ -173,10 +189,13 @@ def write(
         values["label2id"] = {label: i for i, label in enumerate(labels)}
     if "classifier" in kept:
         values["problem_type"] = "regression" if classes == 1 else "single_label_classification"
+        if classes == 1:  # else sentence-transformers takes the value for a logit, and gives its sigmoid
+            values["sentence_transformers"] = {"activation_fn": IDENTITY}
+            values["sbert_ce_default_activation_function"] = IDENTITY  # the same, before its version 4
     _write_json(directory / "config.json", values)
     safetensors.numpy.save_file(tensors, directory / _WEIGHTS, metadata={"format": "pt"})
     (directory / _WEIGHTS).chmod((directory / "config.json").stat().st_mode)  # the library lets nobody else read it
-    _write_tokenizer(directory, vocabulary, encoder.max_positions)
+    _write_tokenizer(directory, vocabulary, encoder.max_positions if length is None else length)
     return architecture
 
 
@@ -271,6 +290,13 @@ def _open(folder: pathlib.Path) -> _Safetensors | _PyTorch:
         return _Safetensors({"": folder / _WEIGHTS})
     if (folder / _INDEX).exists():
         listed = config.read_json(folder / _INDEX).get("weight_map", {})
+        require(isinstance(listed, dict), f"{folder / _INDEX}: weight_map must give each tensor's file")
+        for name, file in listed.items():
+            # A file's name alone, by any system's rules: an index must not lead out of its folder.
+            plain = isinstance(file, str) and pathlib.PureWindowsPath(file).name == file and file.endswith(_SHARD)
+            require(
+                plain, f"{folder / _INDEX}: {name} is in {file!r}, which is not the name of a {_SHARD} file beside it"
+            )
         missing = sorted({file for file in listed.values() if not (folder / file).exists()})
         require(not missing, f"{folder}: {', '.join(missing)}, which {_INDEX} lists, is missing: copy all shards")
         return _Safetensors({name: folder / file for name, file in listed.items()})
@@ -294,16 +320,51 @@ def _heads(values: Mapping[str, Any], tensors: _Canonical) -> set[str]:
 
 
 def _labels(values: Mapping[str, Any], params: Mapping[str, Any], file: str) -> tuple[str, ...]:
-    head = next((params[name] for name in ("classifier", "tagger") if name in params), None)
-    if head is None:
-        return ()
-    classes = head["dense"]["bias"].shape[0]
-    listed = values.get("id2label", {str(i): f"LABEL_{i}" for i in range(classes)})
+    numbered = values.get("id2label")
+    if numbered is None:
+        return names.class_labels(params, None, f"{file}: id2label")
     require(
-        sorted(listed, key=int) == [str(i) for i in range(classes)],
-        f"{file}: id2label names {len(listed)} classes, and classifier.bias has {classes}",
+        isinstance(numbered, dict) and set(numbered) == {str(i) for i in range(len(numbered))},
+        f"{file}: id2label must name the classes 0, 1, 2 and so on, not {numbered!r}",
     )
-    return tuple(str(listed[str(i)]) for i in range(classes))
+    return names.class_labels(params, [numbered[str(i)] for i in range(len(numbered))], f"{file}: id2label")
+
+
+def _check_classifier(values: Mapping[str, Any], params: Mapping[str, Any], file: str) -> None:
+    """Refuses a classifier whose outputs do not mean what they mean here: logits of classes of which one holds, or of a
+    single output a value."""
+    if "classifier" not in params:
+        return
+    outputs = params["classifier"]["dense"]["bias"].shape[0]
+    wanted = "regression" if outputs == 1 else "single_label_classification"
+    stated = values.get("problem_type")
+    require(
+        stated in (None, wanted),
+        f"{file}: problem_type is {stated!r}, of {outputs} outputs, which is not supported yet: a classifier here "
+        "gives one of several classes (single_label_classification), or of one output a value (regression)",
+    )
+    count = values.get("num_labels", outputs)
+    require(count == outputs, f"{file}: num_labels is {count}, and classifier.bias has {outputs}")
+    activation = _activation(values)
+    require(
+        outputs == 1 or activation != "Sigmoid",
+        f"{file}: activation_fn is a sigmoid for each of {outputs} classes, so several may hold at once: this is not "
+        "supported yet, a classifier here gives one of them",
+    )
+    if outputs == 1 and activation not in ("", "Identity"):
+        logging.warning("%s: scores are given as the model's output, without the %s of activation_fn", file, activation)
+
+
+def _activation(values: Mapping[str, Any]) -> str:
+    """The name of the function that sentence-transformers shall put upon the logits; "": its default."""
+    stated = values.get("sentence_transformers")
+    named = stated.get("activation_fn") if isinstance(stated, dict) else None
+    return str(named or values.get("sbert_ce_default_activation_function") or "").rpartition(".")[2]
+
+
+def _tokenizer_config(folder: pathlib.Path) -> dict[str, Any]:
+    file = folder / "tokenizer_config.json"
+    return config.read_json(file) if file.exists() else {}
 
 
 def _write_tokenizer(directory: pathlib.Path, vocabulary: WordPiece, length: int) -> None:

@@ -6,7 +6,7 @@ one kernel holds each head's query, key and value side by side.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -165,6 +165,31 @@ def encoder_of(values: Mapping[str, Any], file: str) -> config.Encoder:
 def config_of(encoder: config.Encoder) -> dict[str, Any]:
     """The sizes of an encoder by their published names; without the activation."""
     return {theirs: getattr(encoder, ours) for theirs, ours in CONFIG.items()}
+
+
+def trained_length(encoder: config.Encoder, stated: Any) -> int:
+    """The longest sequence that published weights are for: all their positions, or the fewer that `stated` says.
+
+    `stated` is what a file has as `model_max_length`: many have none, or a number far above.
+    """
+    known = isinstance(stated, (int, float)) and not isinstance(stated, bool) and 0 < stated < encoder.max_positions
+    return int(stated) if known else encoder.max_positions
+
+
+def class_labels(params: Mapping[str, Any], listed: Sequence[str] | None, file: str) -> tuple[str, ...]:
+    """The names of a classifier's or a tagger's classes: those listed, else LABEL_0 and so on; () without such a head.
+
+    Raises:
+      ValueError: where there are more or fewer names than classes; names `file`.
+    """
+    head = next((params[name] for name in ("classifier", "tagger") if name in params), None)
+    if head is None:
+        return ()
+    classes = head["dense"]["bias"].shape[0]
+    if listed is None:
+        return tuple(f"LABEL_{i}" for i in range(classes))
+    require(len(listed) == classes, f"{file} names {len(listed)} classes, and the classifier has {classes}")
+    return tuple(map(str, listed))
 
 
 def modules(kind: Kind, names: Collection[str]) -> set[str]:

@@ -36,15 +36,26 @@ def read(directory: str) -> Published:
     folder = pathlib.Path(directory)
     file = folder / "bert_config.json"
     values = config.read_json(file)
-    act = "gelu_new" if values.get("gelu_approximation") == "tanh" else values.get("hidden_act", "gelu")
-    encoder = names.encoder_of({**values, "hidden_act": act}, str(file))
+    encoder = _encoder(values, file)
     tensors = _Checkpoint(_prefix(folder))
     heads = names.modules("tf1", tensors.shapes) - {"encoder"}
     try:
         params = names.params(tensors, "tf1", encoder, heads)
     except ValueError as error:
         raise ValueError(f"{directory}: {error}") from None
-    return Published(encoder, params, tuple(values.get("labels", ())))
+    return Published(encoder, params, names.class_labels(params, values.get("labels"), f"{file}: labels"))
+
+
+def read_length(directory: str) -> int:
+    """The longest sequence that the weights are for, in tokens: their positions, or the fewer that `write` stated."""
+    file = pathlib.Path(directory) / "bert_config.json"
+    values = config.read_json(file)
+    return names.trained_length(_encoder(values, file), values.get("model_max_length"))
+
+
+def _encoder(values: Mapping[str, Any], file: pathlib.Path) -> config.Encoder:
+    act = "gelu_new" if values.get("gelu_approximation") == "tanh" else values.get("hidden_act", "gelu")
+    return names.encoder_of({**values, "hidden_act": act}, str(file))
 
 
 def read_tokenizer(directory: str) -> Tokenizer | None:
@@ -59,8 +70,9 @@ def write(
     encoder: config.Encoder,
     vocabulary: Tokenizer,
     labels: tuple[str, ...],
+    length: int | None = None,
 ) -> None:
-    """Writes bert_config.json, vocab.txt and the checkpoint; `params` and `labels` as in `huggingface.write`.
+    """Writes bert_config.json, vocab.txt and the checkpoint; `params`, `labels`, `length` as in `huggingface.write`.
 
     Raises:
       ValueError: without TensorFlow, and at what the reference has not: SentencePiece, another LayerNorm epsilon, a
@@ -81,7 +93,10 @@ def write(
     tensorflow = _tensorflow()
     values = {name: value for name, value in names.config_of(encoder).items() if name != "layer_norm_eps"}
     values |= {"hidden_act": "gelu", "gelu_approximation": "tanh" if encoder.gelu == "tanh" else "none"}
-    values |= {"labels": list(labels)} if labels else {}
+    if labels:
+        values["labels"] = list(labels)
+    if length is not None and length < encoder.max_positions:
+        values["model_max_length"] = length
     (directory / "bert_config.json").write_text(
         json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
     )
@@ -129,6 +144,8 @@ def _prefix(folder: pathlib.Path) -> pathlib.Path:
     found = [CHECKPOINT] if CHECKPOINT in found else found
     require(bool(found), f"{folder} holds a bert_config.json, but no checkpoint: {CHECKPOINT}.index is missing")
     require(len(found) == 1, f"{folder}: which of {', '.join(found)}? leave one of them there")
+    # Of a directory TensorFlow would read whatever files, anywhere, a text file in it names.
+    require(not (folder / found[0]).is_dir(), f"{folder / found[0]} is a directory, and must be a checkpoint's prefix")
     return folder / found[0]
 
 
