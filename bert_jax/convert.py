@@ -46,7 +46,7 @@ def _write(found: Pretrained, vocabulary: Tokenizer, folder: pathlib.Path, to: s
     if to == "workdir":
         experiment.record(found.experiment, str(folder))
         vocabulary.save(folder / "tokenizer")
-        checkpoint.write_params(str(folder), found.params())
+        checkpoint.write_params(str(folder), found.params(), found.step)
         return
     # The padding of the vocabulary is ours: elsewhere a table has as many rows as there are words.
     encoder = config.override(found.encoder, {"vocab_multiple": 1})
@@ -57,9 +57,9 @@ def _write(found: Pretrained, vocabulary: Tokenizer, folder: pathlib.Path, to: s
         "the workdir as it is, or convert the run that its encoder comes from",
     )
     if to == "tf1":
-        tf1.write(folder, params, encoder, vocabulary, labels)
+        tf1.write(folder, params, encoder, vocabulary, labels, found.length)
         return
-    architecture = huggingface.write(folder, params, encoder, vocabulary, labels)
+    architecture = huggingface.write(folder, params, encoder, vocabulary, labels, found.length)
     (folder / "README.md").write_text(card(found, architecture), encoding="utf-8")
 
 

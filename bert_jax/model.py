@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 
 from bert_jax import config, encoder, heads, pretrained, scores, tokenizer
-from bert_jax.config import require
+from bert_jax.config import nearest, require
 from bert_jax.experiment import Experiment
 from bert_jax.features import Frozen
-from bert_jax.tasks.base import Arrays, Source, pack
+from bert_jax.tasks.base import Source, pack
 from bert_jax.tasks.choice import Choice, Choices, Choose
 from bert_jax.tasks.classify import Classify
 from bert_jax.tasks.squad import Answer, Squad
@@ -70,11 +71,14 @@ class Chosen(NamedTuple):
     probabilities: list[float]
 
 
+POOLINGS = ("mean", "cls")  # of a text's vectors, to one: see `Model.embed`
+
+
 class Hidden(NamedTuple):
-    """Hidden states of a batch of texts, padded to the longest."""
+    """Hidden states of a batch of texts, padded to the longest with zeros."""
 
     last: np.ndarray  # float32 [B, T, D], of the last layer
-    layers: np.ndarray  # float32 [L + 1, B, T, D], the embeddings first
+    layers: np.ndarray | None  # float32 [S, B, T, D], of the S layers that were asked for; None: of none
     mask: np.ndarray  # bool [B, T], True where there is a token
     pieces: list[list[str]]  # the tokens, [CLS] and [SEP] included
 
@@ -83,14 +87,21 @@ class Model:
     """Encoder, heads and tokenizer of a run. What it can do depends on the heads that were trained."""
 
     def __init__(
-        self, exp: Experiment, params: Any, vocabulary: tokenizer.Tokenizer, scores: Mapping[str, Any] | None = None
+        self,
+        exp: Experiment,
+        params: Any,
+        vocabulary: tokenizer.Tokenizer,
+        scores: Mapping[str, Any] | None = None,
+        length: int | None = None,
     ) -> None:
-        """`scores` are those of result.json."""
+        """`scores` are those of result.json; `length` is the longest sequence that `params` were trained on, in tokens,
+        by default that of the experiment's phases."""
         assert exp.encoder is not None
         self.experiment, self.params, self.tokenizer, self.scores = exp, params, vocabulary, dict(scores or {})
         self.config: config.Encoder = exp.encoder
-        self._bert = encoder.Bert(self.config)
-        self._encode = jax.jit(functools.partial(self._bert.apply, all_layers=True))
+        self.length = max(phase.length for phase in exp.phases) if length is None else length
+        self._states = jax.jit(functools.partial(_states, self.config), static_argnames="layers")
+        self._pooled = jax.jit(functools.partial(_pooled, self.config), static_argnames=("layer", "pooling"))
         module = exp.task.module(self.config) if exp.task.frozen else heads.module_of(self.config, params)
         self._heads = jax.jit(functools.partial(module.apply, train=False)) if module else None
 
@@ -100,23 +111,81 @@ class Model:
         given = getattr(self.experiment.task, "null_threshold", None)
         return self.scores.get("best_f1_threshold", 0.0) if given is None else given
 
-    def encode(self, texts: str | Sequence[str | tuple[str, str]], batch_size: int = 32) -> Hidden:
-        """Hidden states of each text, or pair of texts, with [CLS] and [SEP]; too long ones are cut.
+    def encode(
+        self,
+        texts: str | Sequence[str | tuple[str, str]],
+        batch_size: int = 32,
+        layers: Sequence[int] | Literal["all"] = (),
+    ) -> Hidden:
+        """Hidden states of each text, or pair of texts, with [CLS] and [SEP]; too long ones are cut, with a warning.
+
+        The result has `last`, the last layer's, and in `layers` those of the numbers asked for, in that order: 0 is the
+        embeddings' output, 1 the first layer, -1 the last; "all" are 0 to L. Each takes 4 * B * T * D bytes, of 1,000
+        texts of 512 tokens through BERT-Large 2.1 GB. Rows are padded: a mean over their tokens needs `mask`. For a
+        vector of each text, `embed` gives that and keeps nothing else.
+
+        Raises:
+          ValueError: where there is no such layer, there are no texts, or pairs for a model of one segment type.
 
         Example:
-          >>> model.encode(["a short text"]).last.mean(axis=1)  # a sentence embedding   # doctest: +SKIP
+          >>> hidden = model.encode(["a short text"], layers=[0, -2])   # doctest: +SKIP
+          >>> hidden.layers[1, 0][hidden.mask[0]]  # [tokens, D], of the layer before the last   # doctest: +SKIP
         """
+        most = self.config.layers
+        asked = tuple(range(most + 1)) if layers == "all" else tuple(self.layer_number(number) for number in layers)
+        wanted = asked if most in asked else (*asked, most)
         rows = _rows(texts)
-        batch = self._packed(rows).arrays
-        found = []
-        for part in _parts(batch, batch_size):
-            output = self._encode({"params": self.params["encoder"]}, part["tokens"], part["segments"], part["mask"])
-            found.append(np.asarray(output.layers, np.float32))
-        layers = np.concatenate(found, axis=1)[:, : len(rows)]
-        pieces = [
-            self.tokenizer.pieces(row[mask].tolist()) for row, mask in zip(batch["tokens"], batch["mask"], strict=True)
-        ]
-        return Hidden(layers[-1], layers, batch["mask"], pieces)
+        batches = list(self._batches(rows, batch_size))
+        longest = max(int(batch["mask"].sum(axis=1).max()) for _, batch in batches)
+        states = np.zeros((len(wanted), len(rows), longest, self.config.hidden), np.float32)
+        tokens, mask = (np.zeros((len(rows), longest), dtype) for dtype in (np.int32, bool))
+        for ids, batch in batches:
+            length = min(batch["mask"].shape[1], longest)
+            found = np.asarray(self._states(self.params["encoder"], **self._checked(batch), layers=wanted))
+            there = batch["mask"][: len(ids), :length]
+            mask[ids, :length], tokens[ids, :length] = there, batch["tokens"][: len(ids), :length]
+            for number, state in enumerate(found):
+                states[number, ids, :length] = state[: len(ids), :length] * there[..., None]
+        pieces = [self.tokenizer.pieces(row[there].tolist()) for row, there in zip(tokens, mask, strict=True)]
+        return Hidden(states[wanted.index(most)], states[: len(asked)] if asked else None, mask, pieces)
+
+    def embed(
+        self,
+        texts: str | Sequence[str | tuple[str, str]],
+        pooling: str = "mean",
+        layer: int = -1,
+        batch_size: int = 32,
+    ) -> np.ndarray:
+        """A vector of each text, or pair of texts, float32 [N, D]; too long texts are cut, with a warning.
+
+        `pooling` "mean" is the mean over a text's tokens ([CLS] and [SEP] among them, padding not), "cls" the vector
+        of [CLS]. `layer` is 0 for the embeddings' output, 1 for the first layer, -1 for the last. Texts of like length
+        share a batch, and what a batch took is let go of before the next: beyond the result, memory does not grow.
+
+        Raises:
+          ValueError: at an unknown pooling or layer, without texts, and at pairs for a model of one segment type.
+
+        Example:
+          >>> model.embed(["a text", "another"])  # [2, D]   # doctest: +SKIP
+        """
+        require(pooling in POOLINGS, f"no pooling {pooling!r}: {nearest(pooling, POOLINGS)}")
+        compute = functools.partial(
+            self._pooled, self.params["encoder"], layer=self.layer_number(layer), pooling=pooling
+        )
+        return self._over(texts, batch_size, compute)
+
+    def layer_number(self, number: int) -> int:
+        """The number of a layer, counted from 0, of one that may be counted from the end.
+
+        Raises:
+          ValueError: where there is none.
+        """
+        most = self.config.layers
+        require(
+            -most - 1 <= number <= most,
+            f"there is no layer {number}: 0 (the embeddings) to {most}, or from -1 backwards",
+        )
+        return number % (most + 1)
 
     def outputs(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """What the heads give on a batch, by name, such as `logits`: see the modules in heads.py.
@@ -124,11 +193,13 @@ class Model:
         `batch` holds tokens, segments and mask [B, T] (of a choice [B, N, T]), for a masked LM also positions [B, M].
 
         Raises:
-          ValueError: the model is an encoder without a head.
+          ValueError: the model is an encoder without a head, or `batch` has tokens beyond the positions or segments
+            beyond the types that the model was trained with.
         """
         require(self._heads is not None, f"this model has no head: its parts are {', '.join(self.params)}")
         assert self._heads is not None
-        return {name: np.asarray(array) for name, array in self._heads({"params": self.params}, dict(batch)).items()}
+        outputs: Any = self._heads({"params": self.params}, self._checked(batch))
+        return {name: np.asarray(array) for name, array in outputs.items()}
 
     def fill_mask(self, text: str, top: int = 5) -> list[Filling]:
         """The most probable pieces for the [MASK] in `text`, best first.
@@ -166,10 +237,10 @@ class Model:
         """What the logits of that name say at their `place`, put between `before` and `after`."""
         ids = [self.tokenizer.cls, *before, *between, *after, self.tokenizer.sep]
         require(
-            len(ids) <= self.config.max_positions,
-            f"{len(ids)} tokens are too many for this model: at most {self.config.max_positions}",
+            len(ids) <= self.length,
+            f"{len(ids)} tokens are too many for this model: it was trained on {self.length} at most",
         )
-        length = min(-(-len(ids) // 32) * 32, self.config.max_positions)  # few shapes, few compilations
+        length = self._length(len(ids))
         tokens = np.full((1, length), self.tokenizer.pad, np.int32)
         tokens[0, : len(ids)] = ids
         batch = {
@@ -189,7 +260,7 @@ class Model:
         ]
 
     def classify(self, texts: str | Sequence[str | tuple[str, str]], batch_size: int = 32) -> list[Prediction]:
-        """The class of each text, or pair of texts.
+        """The class of each text, or pair of texts; too long ones are cut, with a warning.
 
         Raises:
           ValueError: where the run trained no classifier.
@@ -198,24 +269,27 @@ class Model:
         require(isinstance(task, Classify), "this model has no classifier: load the workdir of a fine-tuning run")
         assert isinstance(task, Classify)
         require(bool(task.labels), "this model gives a score, no class: ask it with `score`")
-        chances = _softmax(self._kept(self._packed(_rows(texts)), batch_size)["logits"])
+        chances = _softmax(self._over(texts, batch_size, self._logits))
         return [
             Prediction(task.labels[int(row.argmax())], dict(zip(task.labels, row.tolist(), strict=True)))
             for row in chances
         ]
 
     def score(self, texts: str | Sequence[str | tuple[str, str]], batch_size: int = 32) -> list[float]:
-        """The value that a regression gives each text, or pair of texts.
+        """The value that a regression gives each text, or pair of texts; too long ones are cut, with a warning.
 
         Raises:
           ValueError: where the run trained no regression.
         """
         task = self.experiment.task
         require(isinstance(task, Classify) and not task.labels, "this model has no regression: load that run's workdir")
-        return self._kept(self._packed(_rows(texts)), batch_size)["logits"][:, 0].tolist()
+        return self._over(texts, batch_size, self._logits)[:, 0].tolist()
 
     def answer(self, questions: Sequence[tuple[str, str]], batch_size: int = 32) -> list[Answer]:
         """For each question and context, the spans of the context that may answer it, best first.
+
+        A context is read in the windows that the task was trained with: its last phase's length, its stride. A question
+        above the task's `question` tokens is cut, with a warning.
 
         Raises:
           ValueError: where the run was not trained on questions.
@@ -228,13 +302,17 @@ class Model:
         assert isinstance(task, Squad)
         require(len(questions) > 0, "there are no questions")
         asked = [Question(str(n), question, context) for n, (question, context) in enumerate(questions)]
-        sizes = [len(self.tokenizer.encode(one.text)) + len(self.tokenizer.encode(one.context)) + 3 for one in asked]
-        length = min(self._length(max(sizes)), self.experiment.phases[-1].length)
+        sizes = [len(self.tokenizer.encode(one.text)) for one in asked]
+        self._warn(sum(size > task.question for size in sizes), len(sizes), "questions", task.question)
+        sizes = [size + len(self.tokenizer.encode(one.context)) + 3 for size, one in zip(sizes, asked, strict=True)]
+        length = self._window(max(sizes))
         source = Windows(asked, length, task.stride, task.question, self.tokenizer)
         return list(task.decode(source, self._kept(source, batch_size)).values())
 
     def tag(self, texts: str | Sequence[str | Sequence[str]], batch_size: int = 32) -> list[Tagged]:
         """The tags of each text's words. A text may be given as its words: training data has its own idea of them.
+
+        A text above the length of the task's last phase is read in as many windows as it needs.
 
         Raises:
           ValueError: where the run trained no tagger, or a text has no words.
@@ -253,7 +331,7 @@ class Model:
             [Sentence(words, (task.labels[0],) * len(words))] for words in (tuple(w[0] for w in s) for s in spans)
         ]
         longest = max(sum(len(self.tokenizer.encode(word)) or 1 for word in one[0].words) + 2 for one in documents)
-        length = min(self._length(longest), self.experiment.phases[-1].length)
+        length = self._window(longest)
         sentences = task.sentences(documents, length, self.tokenizer)
         frozen = Frozen(self.config, self.params["encoder"]) if task.frozen else None
         source: Sentences | Words = sentences if frozen is None else task.words(sentences, frozen)
@@ -267,6 +345,8 @@ class Model:
     def choose(self, questions: Sequence[tuple[str, Sequence[str]]], batch_size: int = 32) -> list[Chosen]:
         """For each context and its endings, which ending fits best; all have as many endings.
 
+        Too long ones are cut, with a warning.
+
         Raises:
           ValueError: where the run was not trained on choices.
         """
@@ -275,27 +355,130 @@ class Model:
         require(len(questions) > 0, "there are no questions")
         require(len({len(endings) for _, endings in questions}) == 1, "all contexts must have as many endings")
         rows = [Choice(context, tuple(endings)) for context, endings in questions]
-        sizes = [len(self.tokenizer.encode(f"{row.context} {ending}")) + 3 for row in rows for ending in row.endings]
+        sizes = [
+            len(self.tokenizer.encode(row.context)) + len(self.tokenizer.encode(ending)) + 3
+            for row in rows
+            for ending in row.endings
+        ]
+        self._warn(sum(size > self.length for size in sizes), len(sizes), "endings with their contexts", self.length)
         source = Choices(rows, self._length(max(sizes)), self.tokenizer)
         return [Chosen(int(row.argmax()), row.tolist()) for row in _softmax(self._kept(source, batch_size)["logits"])]
 
     def _kept(self, source: Source, batch_size: int) -> dict[str, np.ndarray]:
         """What the task keeps of every example, in order, computed in batches of one shape."""
-        found = []
+        batch_size, found = _rows_of(len(source), batch_size), []
         for start in range(0, len(source), batch_size):
             ids = np.minimum(np.arange(start, start + batch_size), len(source) - 1)
-            outputs: Any = self._heads({"params": self.params}, source.batch(ids))
-            found.append(jax.device_get(self.experiment.task.kept(outputs)))
+            found.append(jax.device_get(self._kept_of(source.batch(ids))))
         return {name: np.concatenate([part[name] for part in found])[: len(source)] for name in found[0]}
 
-    def _packed(self, rows: list[tuple[str, ...]]) -> Arrays:
-        parts = [[self.tokenizer.encode(text) for text in row] for row in rows]
-        longest = max(sum(len(part) + 1 for part in row) + 1 for row in parts)
-        return Arrays(**pack(parts, self._length(longest), self.tokenizer))
+    def _kept_of(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+        assert self._heads is not None
+        outputs: Any = self._heads({"params": self.params}, self._checked(batch))
+        return self.experiment.task.kept(outputs)
+
+    def _logits(self, **batch: np.ndarray) -> jax.Array:
+        return self._kept_of(batch)["logits"]
+
+    def _over(
+        self, texts: str | Sequence[str | tuple[str, str]], batch_size: int, compute: Callable[..., Any]
+    ) -> np.ndarray:
+        """What `compute(tokens=, segments=, mask=)` gives of each text [N, ...], in the texts' order."""
+        rows = _rows(texts)
+        found: np.ndarray | None = None
+        for ids, batch in self._batches(rows, batch_size):
+            values = np.asarray(compute(**self._checked(batch)))
+            if found is None:
+                found = np.empty((len(rows), *values.shape[1:]), values.dtype)
+            found[ids] = values[: len(ids)]
+        assert found is not None
+        return found
+
+    def _batches(
+        self, rows: list[tuple[str, ...]], batch_size: int
+    ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
+        """Texts of like length together: their numbers [up to B], and their tokens, segments and mask [B, T].
+
+        Each batch is padded to its own longest text. Texts are tokenised as their batch comes, so their order is by
+        characters. A batch that is not full repeats its last row.
+        """
+        count = _rows_of(len(rows), batch_size)
+        order = np.argsort([sum(map(len, row)) for row in rows], kind="stable")
+        cut = 0
+        for start in range(0, len(rows), count):
+            ids = order[start : start + count]
+            parts = [[self.tokenizer.encode(text) for text in rows[number]] for number in ids]
+            sizes = [sum(len(part) + 1 for part in row) + 1 for row in parts]
+            cut += sum(size > self.length for size in sizes)
+            parts += parts[-1:] * (count - len(ids))
+            yield ids, pack(parts, self._length(max(sizes)), self.tokenizer)
+        self._warn(cut, len(rows), "texts", self.length)
 
     def _length(self, longest: int) -> int:
-        """The length of a batch whose longest row has so many tokens: few shapes are few compilations."""
-        return min(-(-longest // 32) * 32, self.config.max_positions)
+        """The length of a batch whose longest row has so many tokens: few shapes are few compilations.
+
+        Two at most from one power of two to the next, and none above what the model was trained at.
+        """
+        grain = max(32, 1 << max(0, (longest - 1).bit_length() - 2))
+        return min(-(-longest // grain) * grain, self.length)
+
+    def _window(self, longest: int) -> int:
+        """The same of a task that reads what is longer in windows: none above those that it was trained with."""
+        return min(self._length(longest), self.experiment.phases[-1].length)
+
+    @staticmethod
+    def _warn(cut: int, count: int, what: str, length: int) -> None:
+        if cut:
+            said = "%d of %d %s were cut to %d tokens, the most that this model was trained on"
+            logging.warning(said, cut, count, what, length)
+
+    def _checked(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The batch, in which no token has a position or a segment that the model was not trained with."""
+        if "tokens" in batch:
+            segments, mask, count = batch["segments"], batch["mask"], self.config.segments
+            require(
+                not segments.size or segments.max() < count,
+                f"a batch has segment {segments.max(initial=0)}, and this model has {count}, from 0 on: with one "
+                "segment it reads texts by themselves and no pairs",
+            )
+            require(
+                not mask[..., self.length :].any(),
+                f"sequences have more than {self.length} tokens, the most that this model was trained on",
+            )
+        return dict(batch)
+
+
+def _rows_of(examples: int, batch_size: int) -> int:
+    """The rows of a batch, where there are so many examples: few shapes are few compilations."""
+    require(batch_size > 0, f"batch_size must be above 0, not {batch_size}")
+    return min(batch_size, 1 << (examples - 1).bit_length())
+
+
+def _states(
+    size: config.Encoder, params: Any, tokens: jax.Array, segments: jax.Array, mask: jax.Array, layers: tuple[int, ...]
+) -> jax.Array:
+    """The hidden states after those layers, float32 [S, B, T, D]."""
+    every = any(layer < size.layers for layer in layers)  # of no other layer but the last, nothing is kept
+    encoded: Any = encoder.Bert(size).apply({"params": params}, tokens, segments, mask, all_layers=every)
+    found = [encoded.layers[layer] if layer < size.layers else encoded.hidden for layer in layers]
+    return jnp.stack(found).astype(jnp.float32)
+
+
+def _pooled(
+    size: config.Encoder,
+    params: Any,
+    tokens: jax.Array,
+    segments: jax.Array,
+    mask: jax.Array,
+    layer: int,
+    pooling: str,
+) -> jax.Array:
+    """A vector of each row, float32 [B, D]: see `Model.embed`."""
+    states = _states(size, params, tokens, segments, mask, (layer,))[0]
+    if pooling == "cls":
+        return states[:, 0]
+    weights = mask[:, :, None].astype(jnp.float32)
+    return (states * weights).sum(axis=1) / weights.sum(axis=1)  # not a product of matrices, which TPUs round
 
 
 def load(directory: str) -> Model:
@@ -313,7 +496,7 @@ def load(directory: str) -> Model:
     params = source.params()
     # Array by array: what is on the device needs no copy on the host.
     params = jax.tree.map(lambda leaf: jax.block_until_ready(jnp.asarray(np.asarray(leaf))), params)
-    return Model(source.experiment, params, source.tokenizer, source.scores)
+    return Model(source.experiment, params, source.tokenizer, source.scores, source.length)
 
 
 # Words within a text: letters and digits, joined by a mark between two of them, or any other character by itself.
@@ -329,10 +512,3 @@ def _rows(texts: str | Sequence[str | tuple[str, str]]) -> list[tuple[str, ...]]
     texts = [texts] if isinstance(texts, str) else texts
     require(len(texts) > 0, "there are no texts")
     return [(text,) if isinstance(text, str) else tuple(text) for text in texts]
-
-
-def _parts(batch: dict[str, np.ndarray], size: int) -> list[dict[str, np.ndarray]]:
-    """Cuts a batch into parts of one shape: the last is filled up with copies of its last row."""
-    count = len(batch["tokens"])
-    places = [np.minimum(np.arange(start, start + size), count - 1) for start in range(0, count, size)]
-    return [{name: array[place] for name, array in batch.items()} for place in places]

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from bert_jax.config import nearest, require
-from bert_jax.model import Model
+from bert_jax.model import POOLINGS, Model
 from bert_jax.tasks.choice import Choose
 from bert_jax.tasks.classify import Classify
 from bert_jax.tasks.squad import Squad
 from bert_jax.tasks.tagging import Tag
 
-VECTORS = ("mean", "cls", "tokens")  # of a text, or of each of its tokens: see `embeddings`
+VECTORS = (*POOLINGS, "tokens")  # of a text, or of each of its tokens: see `embeddings`
 
 
 def parse(
@@ -81,20 +81,20 @@ def embeddings(model: Model, lines: Sequence[tuple[int, str]], kind: str, layer:
       ValueError: that names the line that is none, or says which layers there are.
     """
     require(kind in VECTORS, f"no vectors {kind!r}: {nearest(kind, VECTORS)}")
-    most = model.config.layers
-    require(
-        -most - 1 <= layer <= most, f"there is no layer {layer}: 0 (the embeddings) to {most}, or from -1 backwards"
-    )
+    layer = model.layer_number(layer)
     numbered, error = _parse_all(lines, ["text"], ["pair"])
     rows = list(numbered.values())
     texts = [(row["text"], row["pair"]) if "pair" in row else row["text"] for row in rows]
-    hidden = model.encode(texts, len(texts))
-    for row, pieces, states, mask in zip(rows, hidden.pieces, hidden.layers[layer], hidden.mask, strict=True):
-        vectors = states[mask]
-        found: dict[str, Any] = {"embedding": (vectors[0] if kind == "cls" else vectors.mean(axis=0)).tolist()}
-        if kind == "tokens":
-            found = {"pieces": pieces, "vectors": vectors.tolist()}
-        yield json.dumps({**row, **found}, ensure_ascii=False)
+    found: Iterable[dict[str, Any]]
+    if kind == "tokens":
+        hidden = model.encode(texts, len(texts), layers=[layer])
+        assert hidden.layers is not None
+        states = zip(hidden.pieces, hidden.layers[0], hidden.mask, strict=True)
+        found = ({"pieces": pieces, "vectors": vectors[mask].tolist()} for pieces, vectors, mask in states)
+    else:
+        found = ({"embedding": vector.tolist()} for vector in model.embed(texts, kind, layer, len(texts)))
+    for row, one in zip(rows, found, strict=True):
+        yield json.dumps({**row, **one}, ensure_ascii=False)
     if error:
         raise error
 

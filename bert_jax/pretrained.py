@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -24,6 +26,10 @@ from bert_jax.tokenizer import Tokenizer
 from bert_jax.weights import huggingface, tf1
 from bert_jax.weights.names import Lazy, Published
 
+# The reference reads SQuAD in windows of 384 tokens, 128 apart, beside 64 tokens of a question at most. In shorter
+# windows these keep their proportions, so that windows overlap.
+SQUAD_LENGTH, SQUAD_STRIDE, SQUAD_QUESTION = 384, 128, 64
+
 
 @dataclasses.dataclass(frozen=True)
 class Pretrained:
@@ -35,15 +41,31 @@ class Pretrained:
     tokenizer: Tokenizer | None  # None: there are weights without a vocabulary
     task: Task | None  # None: an encoder alone
     read: Callable[[], dict[str, Any]]  # the parameters as they lie there
+    step: int = 0  # of a workdir, the checkpoint's
 
     @property
     def experiment(self) -> Experiment:
-        """The run's own; of published weights, one that has their encoder and task, and nothing to run."""
+        """The run's own; of published weights, one that has their encoder and task, and nothing to run.
+
+        Its phases then say for which lengths the weights are: the longest, and the windows that the task reads.
+        """
         if self.origin == "workdir":
             return experiment.read_config(self.directory)
-        phase = config.Phase(length=min(128, self.encoder.max_positions), steps=1)
+        lengths = [self.length]
+        if isinstance(self.task, Squad) and self.length > SQUAD_LENGTH:
+            lengths.append(SQUAD_LENGTH)
+        phases = tuple(config.Phase(length=length, steps=1) for length in lengths)
         name = epath.Path(self.directory).absolute().name
-        return Experiment(name=name, encoder=self.encoder, task=self.task or Pretrain(), phases=(phase,))
+        return Experiment(name=name, encoder=self.encoder, task=self.task or Pretrain(), phases=phases)
+
+    @property
+    def length(self) -> int:
+        """The longest sequence that the weights were trained on, in tokens; later positions are random embeddings.
+
+        Of a run: that of its phases that had begun, and of what it started from, as long as that is where it was. Of
+        published weights: their positions, or fewer where the tokenizer's `model_max_length` says so.
+        """
+        return _length(self.directory, self.step)
 
     @property
     def scores(self) -> dict[str, Any]:
@@ -97,7 +119,13 @@ def open(directory: str, step: int | None = None) -> Pretrained:
             own = folder / "tokenizer"
             vocabulary = tokenizer.load(own) if own.exists() else None
             return Pretrained(
-                "workdir", directory, exp.encoder, vocabulary, exp.task, lambda: checkpoint.read_params(directory, step)
+                "workdir",
+                directory,
+                exp.encoder,
+                vocabulary,
+                exp.task,
+                lambda: checkpoint.read_params(directory, step),
+                _last_step(directory) if step is None else step,
             )
         require(step is None, f"{directory} is no workdir of a run: it has no step {step}")
         return _published("huggingface", directory, huggingface.read(directory), huggingface.read_tokenizer(directory))
@@ -118,18 +146,62 @@ def _published(
             f"{directory}: the vocabulary has {vocabulary.vocab_size} tokens, and the config says "
             f"vocab_size={found.encoder.vocab_size}",
         )
-    task = _task(found)
+    task = _task(found, _length(directory))
     return Pretrained(origin, directory, found.encoder, vocabulary, task, lambda: found.params)
 
 
-def _task(found: Published) -> Task | None:
-    """The task that published heads belong to, without its data; None for an encoder alone."""
+def _length(directory: str, step: int | None = None, seen: frozenset[str] = frozenset()) -> int:
+    """As `Pretrained.length`, from configs alone; 0 where there is none. `seen` are runs that started from this one."""
+    folder = epath.Path(directory)
+    if (folder / "bert_config.json").exists() and not (folder / "config.json").exists():
+        return tf1.read_length(directory)
+    if directory in seen or not (folder / "config.json").exists():
+        return 0
+    if config.read_json(folder / "config.json").get("is") != Experiment.__name__:
+        return huggingface.read_length(directory)
+    exp = experiment.read_config(directory)
+    length = max(phase.length for phase in _begun(exp, directory, step))
+    if exp.init_from and not exp.random_init:
+        with contextlib.suppress(ValueError, OSError):  # it may be damaged by now, as it may be gone
+            length = max(length, _length(exp.init_from, exp.init_step, seen | {directory}))
+    return min(length, exp.encoder.max_positions) if exp.encoder else length
+
+
+def _begun(exp: Experiment, directory: str, step: int | None) -> list[config.Phase]:
+    """The phases that had begun at a run's checkpoint of `step`; None: its last.
+
+    How many steps epochs take is not recorded: a phase after one of epochs counts once the run is done.
+    """
+    folder = epath.Path(directory)
+    step = _last_step(directory) if step is None else step
+    result = config.read_json(folder / "result.json") if (folder / "result.json").exists() else {}
+    if step in (0, result.get("step")):  # 0: weights that `convert` brought here, of a run or published
+        return list(exp.phases)
+    found: list[config.Phase] = []
+    start: float = 0
+    for phase in exp.phases:
+        if start < step:
+            found.append(phase)
+        start += phase.steps or math.inf
+    return found
+
+
+def _last_step(directory: str) -> int:
+    """The step of a run's last checkpoint; 0 where it has none."""
+    folder = epath.Path(directory) / "checkpoints"
+    names = [path.name for path in folder.iterdir()] if folder.exists() else []
+    return max((int(name) for name in names if name.isdigit()), default=0)
+
+
+def _task(found: Published, length: int) -> Task | None:
+    """The task that published heads belong to, without its data; None for an encoder alone. `length` is theirs."""
     if "classifier" in found.params:  # of one output, a regression
         return Classify(train="", dev=("",), labels=found.labels if len(found.labels) > 1 else ())
     if "tagger" in found.params:
         return Tag(train="", dev=("",), labels=found.labels)
     if "span" in found.params:
-        return Squad(train="", dev="")
+        stride, question = min(SQUAD_STRIDE, length // 3), min(SQUAD_QUESTION, length // 3)
+        return Squad(train="", dev="", stride=max(1, stride), question=max(1, question))
     if "choice" in found.params:
         return Choose(train="")
     return Pretrain() if "masked_lm" in found.params else None

@@ -299,8 +299,10 @@ def test_a_loaded_model_encodes(runs: dict[str, pathlib.Path]) -> None:
     model = bert_jax.load(str(runs["pretrained"]))
     words = [p for p in model.tokenizer.pieces(range(5, 40)) if p.isalpha()]
     texts = [" ".join(words[:3]), " ".join(words[3:10])]
-    both, alone = model.encode(texts), model.encode(texts[0])
+    both, alone = model.encode(texts, layers="all"), model.encode(texts[0])
     count = int(alone.mask.sum())
+    assert alone.layers is None
+    assert both.layers is not None
     assert both.layers.shape == (3, 2, both.mask.shape[1], 16)
     assert both.pieces[0] == alone.pieces[0] == ["[CLS]", *words[:3], "[SEP]"]
     np.testing.assert_allclose(both.last[0, :count], alone.last[0, :count], atol=1e-5)

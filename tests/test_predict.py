@@ -80,7 +80,7 @@ def check_embeddings(model: Model) -> None:
     def ask(kind: str, layer: int, lines: list = lines) -> list[dict]:
         return [json.loads(line) for line in predict.embeddings(model, lines, kind, layer)]
 
-    alone = model.encode([("c", "d")])
+    alone = model.encode([("c", "d")], layers="all")
     for layer in (0, 1, -1):
         first, second = ask("tokens", layer)
         assert first["pieces"] == ["[CLS]", "a", "b", "[SEP]"]
