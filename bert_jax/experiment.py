@@ -323,5 +323,4 @@ def record(experiment: Experiment, workdir: str) -> None:
         )
     if own:
         values[_CLASSES] = {name: _origin(kind) for name, kind in own.items()}
-    files.write(path, json.dumps(values, indent=1) + "
-")
+    files.write(path, json.dumps(values, indent=1) + "\n")
