@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from bert_jax import files
 from bert_jax.config import require
 
 Make = Callable[[str, tuple[int, ...], Any], np.ndarray]  # (name, shape, dtype) -> an array on disk, to be filled
@@ -24,7 +25,7 @@ _KEY = "key.json"
 
 def default_directory() -> str:
     """$BERT_JAX_CACHE, else ~/.cache/bert_jax."""
-    return os.environ.get("BERT_JAX_CACHE") or str(pathlib.Path("~/.cache/bert_jax").expanduser())
+    return str(files.cache_folder())
 
 
 def digest(*parts: str | bytes | np.ndarray) -> str:

@@ -246,14 +246,15 @@ def read_params(workdir: str, step: int | None = None) -> Any:
 
 def read_frozen(workdir: str) -> Any | None:
     """The encoder that a run stands on and does not train, as host arrays in nested dicts; None: it has none."""
-    folder = epath.Path(workdir) / FROZEN
+    folder = files.path(workdir) / FROZEN
     return _read(str(folder), 0)["encoder"] if (folder / "checkpoints" / "0").exists() else None
 
 
 def write_frozen(workdir: str, params: Any) -> None:
     """Keeps that encoder in the workdir, once: each checkpoint would else hold it again. All processes must call it."""
-    if not (epath.Path(workdir) / FROZEN / "checkpoints" / "0").exists():
-        write_params(str(epath.Path(workdir) / FROZEN), {"encoder": params})
+    folder = files.path(workdir) / FROZEN
+    if not (folder / "checkpoints" / "0").exists():
+        write_params(str(folder), {"encoder": params})
 
 
 def _read(workdir: str, step: int | None) -> Any:

@@ -11,12 +11,13 @@ import difflib
 import functools
 import json
 import math
+import os
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
-from etils import epath
+from bert_jax import files
 
 T = TypeVar("T")
 
@@ -562,7 +563,7 @@ def _has_default(field: dataclasses.Field[Any]) -> bool:
     return field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
 
 
-def read_json(path: epath.PathLike, cure: str = "") -> dict[str, Any]:
+def read_json(path: str | os.PathLike[str], cure: str = "") -> dict[str, Any]:
     """The JSON object in a file. `cure` is what to do where there is none, for the message.
 
     Raises:
@@ -570,7 +571,7 @@ def read_json(path: epath.PathLike, cure: str = "") -> dict[str, Any]:
     """
     cure = cure and f"; {cure}"
     try:
-        values = json.loads(epath.Path(path).read_bytes())
+        values = json.loads(files.path(path).read_bytes())
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged, it is no JSON: {error}{cure}") from None
     require(isinstance(values, dict), f"{path} is damaged: a JSON object is expected{cure}")

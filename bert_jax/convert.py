@@ -7,7 +7,7 @@ import pathlib
 import tempfile
 from typing import Any, Literal, get_args
 
-from bert_jax import checkpoint, config, corpus, experiment, pretrained
+from bert_jax import checkpoint, config, corpus, experiment, files, pretrained
 from bert_jax.config import nearest, require
 from bert_jax.pretrained import Pretrained
 from bert_jax.tokenizer import Tokenizer
@@ -25,28 +25,33 @@ def convert(source: str, destination: str, to: str | None = None) -> str:
     Raises:
       ValueError: where `destination` exists, `source` cannot be read, or the form has no place for what is in it.
     """
-    target = pathlib.Path(destination).absolute()
+    target = files.path(destination)
     require(to is None or to in get_args(Form), f"no form {to!r}: {nearest(str(to), get_args(Form))}")
     require(not target.exists(), f"{destination} exists: name a new directory, or remove it first")
     found = pretrained.open(source)
     to = to or ("huggingface" if found.origin == "workdir" else "workdir")
     require(found.tokenizer is not None, f"{source} holds no tokenizer: put the vocab.txt of its weights there")
     assert found.tokenizer is not None
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as temporary:
+    if files.remote(destination) and to == "workdir":  # checkpoints are written there by the library that reads them
+        _write_workdir(found, found.tokenizer, destination)
+        return to
+    beside = None if files.remote(destination) else files.make_folder(target.parent)
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=beside) as temporary:
         made = pathlib.Path(temporary) / target.name
         made.mkdir()
-        _write(found, found.tokenizer, made, to)
-        made.rename(target)
+        with files.disk_errors(target):
+            _write(found, found.tokenizer, made, to)
+        if files.remote(destination):
+            files.upload(made, target)
+        else:
+            made.rename(target)
     return to
 
 
 def _write(found: Pretrained, vocabulary: Tokenizer, folder: pathlib.Path, to: str) -> None:
     labels = tuple(getattr(found.task, "labels", ()))
     if to == "workdir":
-        experiment.record(found.experiment, str(folder))
-        vocabulary.save(folder / "tokenizer")
-        checkpoint.write_params(str(folder), found.params(), found.step)
+        _write_workdir(found, vocabulary, str(folder))
         return
     # The padding of the vocabulary is ours: elsewhere a table has as many rows as there are words.
     encoder = config.override(found.encoder, {"vocab_multiple": 1})
@@ -61,6 +66,12 @@ def _write(found: Pretrained, vocabulary: Tokenizer, folder: pathlib.Path, to: s
         return
     architecture = huggingface.write(folder, params, encoder, vocabulary, labels, found.length)
     (folder / "README.md").write_text(card(found, architecture), encoding="utf-8")
+
+
+def _write_workdir(found: Pretrained, vocabulary: Tokenizer, workdir: str) -> None:
+    experiment.record(found.experiment, workdir)
+    vocabulary.save(files.path(workdir) / "tokenizer")
+    checkpoint.write_params(workdir, found.params(), found.step)
 
 
 _CARD = """---
@@ -109,8 +120,7 @@ def card(found: Pretrained, architecture: str) -> str:
     text = _CARD.format(name=found.experiment.name, architecture=architecture, **sizes)
     if found.origin != "workdir":
         return text
-    result = pathlib.Path(found.directory) / "result.json"
-    scores = json.loads(result.read_text()) if result.exists() else {}
+    scores = found.scores
     return text + _TRAINING.format(
         data="\n".join(f"- {line}" for line in _data(found.experiment.task)),
         results="\n".join(f"- {name}: {value}" for name, value in scores.items()) or "The run was not finished.",

@@ -14,7 +14,6 @@ from typing import Any, Literal, TypeAlias
 
 import flax.linen as nn
 import jax
-from etils import epath
 
 from bert_jax import config, files
 from bert_jax.config import check_types, require
@@ -274,7 +273,7 @@ def read_config(workdir: str, known: Mapping[str, type] | None = None) -> Experi
     Raises:
       ValueError: where there is none, or this version does not know one of its fields, or a value is not of its type.
     """
-    path = epath.Path(workdir) / "config.json"
+    path = files.path(workdir) / "config.json"
     require(path.exists(), f"{workdir} is no workdir of a run: it has no config.json")
     cure = "delete that file and run the training's command again: it writes it anew, and goes on from its checkpoints"
     values = config.read_json(path, cure)
@@ -311,7 +310,7 @@ def record(experiment: Experiment, workdir: str) -> None:
     Raises:
       ValueError: that lists the fields that differ.
     """
-    path = epath.Path(workdir) / "config.json"
+    path = files.path(workdir) / "config.json"
     values, own = config.to_dict(experiment), _own_classes(experiment)
     if path.exists():
         before = config.to_dict(read_config(workdir, own))  # with what became a field since then at its default

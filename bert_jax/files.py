@@ -53,6 +53,11 @@ def path(name: str | os.PathLike[str]) -> epath.Path:
     return epath.Path(text)
 
 
+def cache_folder(name: str = "") -> pathlib.Path:
+    """What runs share and may be deleted: the folder of that name, else $BERT_JAX_CACHE, else ~/.cache/bert_jax."""
+    return pathlib.Path(name or os.environ.get("BERT_JAX_CACHE") or "~/.cache/bert_jax").expanduser()
+
+
 def make_folder(name: str | os.PathLike[str]) -> epath.Path:
     """Makes a folder with those above it, where they are not there; buckets need none. Returns its path."""
     folder = path(name)
@@ -161,8 +166,6 @@ def local(name: str | os.PathLike[str], cache_dir: str = "") -> pathlib.Path:
     Raises:
       FileNotFoundError: there is nothing of that name in the bucket.
     """
-    from bert_jax import cache
-
     if not remote(name):
         return pathlib.Path(name)
     source, system = path(name), _bucket(path(name))
@@ -172,7 +175,7 @@ def local(name: str | os.PathLike[str], cache_dir: str = "") -> pathlib.Path:
         raise FileNotFoundError(errno.ENOENT, "there is no such object or folder", text)
     identity = sorted(f"{key} {info.get('size')} {info.get('etag')} {info.get('mtime')}" for key, info in found.items())
     digest = hashlib.sha256("\n".join([text, *identity]).encode()).hexdigest()[:16]
-    folder = pathlib.Path(cache_dir or cache.default_directory()).expanduser() / "downloads" / digest
+    folder = cache_folder(cache_dir) / "downloads" / digest
     target = folder / source.name
     if not target.exists():
         partial = folder.with_name(f"{digest}.{uuid.uuid4().hex[:8]}")

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import itertools
-import pathlib
+import os
 from collections.abc import Mapping, Sequence
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-from etils import epath
 
-from bert_jax import experiment, metrics
+from bert_jax import experiment, files, metrics
 from bert_jax.config import require
 
 # The figure that a metric must be held against, and how its line is called.
@@ -62,14 +62,20 @@ def draw(runs: Mapping[str, str], names: Sequence[str], output: str, split: str 
         panel.grid(alpha=0.3)
         panel.legend(frameon=False)
     figure.suptitle(f"{split} figures", fontsize=10)
-    pathlib.Path(output).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(output, dpi=130)
+    save(figure, output)
+
+
+def save(figure: plt.Figure, output: str | os.PathLike[str]) -> None:
+    """Writes a figure as PNG, whole, and closes it."""
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=130, format="png")
     plt.close(figure)
+    files.write(output, picture.getvalue())
 
 
 def _mark_phases(panel: plt.Axes, workdir: str) -> None:
     """A dotted line where a phase ends and the sequences get longer."""
-    if not (epath.Path(workdir) / "config.json").exists():
+    if not (files.path(workdir) / "config.json").exists():
         return
     step = 0
     phases = experiment.read_config(workdir).phases

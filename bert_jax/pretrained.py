@@ -10,9 +10,8 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
-from etils import epath
 
-from bert_jax import checkpoint, config, experiment, tokenizer
+from bert_jax import checkpoint, config, experiment, files, tokenizer
 from bert_jax.config import require
 from bert_jax.encoder import kernel_init
 from bert_jax.experiment import Experiment, Positions
@@ -55,7 +54,7 @@ class Pretrained:
         if isinstance(self.task, Squad) and self.length > SQUAD_LENGTH:
             lengths.append(SQUAD_LENGTH)
         phases = tuple(config.Phase(length=length, steps=1) for length in lengths)
-        name = epath.Path(self.directory).absolute().name
+        name = files.path(self.directory).name
         return Experiment(name=name, encoder=self.encoder, task=self.task or Pretrain(), phases=phases)
 
     @property
@@ -70,7 +69,7 @@ class Pretrained:
     @property
     def scores(self) -> dict[str, Any]:
         """What a run's result.json says; of other weights, and of a run that is not done, nothing."""
-        path = epath.Path(self.directory) / "result.json"
+        path = files.path(self.directory) / "result.json"
         return config.read_json(path) if self.origin == "workdir" and path.exists() else {}
 
     def params(
@@ -109,7 +108,7 @@ def open(directory: str, step: int | None = None) -> Pretrained:
     Raises:
       ValueError: where it is none of these, or its files are missing, damaged or contradict each other.
     """
-    folder = epath.Path(directory)
+    folder = files.path(directory)
     if (folder / "config.json").exists():
         values = config.read_json(folder / "config.json")
         if values.get("is") == Experiment.__name__:
@@ -128,12 +127,14 @@ def open(directory: str, step: int | None = None) -> Pretrained:
                 _last_step(directory) if step is None else step,
             )
         require(step is None, f"{directory} is no workdir of a run: it has no step {step}")
+        directory = str(files.local(directory))
         return _published("huggingface", directory, huggingface.read(directory), huggingface.read_tokenizer(directory))
     require(
         (folder / "bert_config.json").exists(),
         f"{directory} is no workdir of a run, no Hugging Face directory and no TF1 checkpoint: it has neither "
         "config.json nor bert_config.json",
     )
+    directory = str(files.local(directory))
     return _published("tf1", directory, tf1.read(directory), tf1.read_tokenizer(directory))
 
 
@@ -152,13 +153,13 @@ def _published(
 
 def _length(directory: str, step: int | None = None, seen: frozenset[str] = frozenset()) -> int:
     """As `Pretrained.length`, from configs alone; 0 where there is none. `seen` are runs that started from this one."""
-    folder = epath.Path(directory)
+    folder = files.path(directory)
     if (folder / "bert_config.json").exists() and not (folder / "config.json").exists():
-        return tf1.read_length(directory)
+        return tf1.read_length(str(files.local(directory)))
     if directory in seen or not (folder / "config.json").exists():
         return 0
     if config.read_json(folder / "config.json").get("is") != Experiment.__name__:
-        return huggingface.read_length(directory)
+        return huggingface.read_length(str(files.local(directory)))
     exp = experiment.read_config(directory)
     length = max(phase.length for phase in _begun(exp, directory, step))
     if exp.init_from and not exp.random_init:
@@ -172,7 +173,7 @@ def _begun(exp: Experiment, directory: str, step: int | None) -> list[config.Pha
 
     How many steps epochs take is not recorded: a phase after one of epochs counts once the run is done.
     """
-    folder = epath.Path(directory)
+    folder = files.path(directory)
     step = _last_step(directory) if step is None else step
     result = config.read_json(folder / "result.json") if (folder / "result.json").exists() else {}
     if step in (0, result.get("step")):  # 0: weights that `convert` brought here, of a run or published
@@ -188,7 +189,7 @@ def _begun(exp: Experiment, directory: str, step: int | None) -> list[config.Pha
 
 def _last_step(directory: str) -> int:
     """The step of a run's last checkpoint; 0 where it has none."""
-    folder = epath.Path(directory) / "checkpoints"
+    folder = files.path(directory) / "checkpoints"
     names = [path.name for path in folder.iterdir()] if folder.exists() else []
     return max((int(name) for name in names if name.isdigit()), default=0)
 

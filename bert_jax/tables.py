@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 from absl import logging
 
-from bert_jax import text
+from bert_jax import files, text
 from bert_jax.config import nearest, require
 
 ARCHIVES = (".xz", ".gz", ".bz2", ".zst")
@@ -54,7 +54,10 @@ def read_text(path: str) -> str:
     Raises:
       ValueError: where there is no such file, or it is not UTF-8.
     """
-    file = pathlib.Path(path)
+    try:
+        file = files.local(path)
+    except FileNotFoundError:
+        file = pathlib.Path(path)
     require(file.is_file(), f"there is no file {path}: --data_dir must name the folder of the official files")
     try:
         return text.decompressed(file).decode("utf-8-sig").replace("\r\n", "\n")
