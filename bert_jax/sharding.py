@@ -74,8 +74,13 @@ PARAMETERS = {
     "bilstm/layer_{n}/bias": ("rows", "rows"),
 }
 
-# The logical axis of a module's output, its last one, where the modules in between keep what `model` splits.
-ACTIVATIONS = {"qkv": "heads", "inner": "mlp", "masked_lm": "vocab"}
+# The logical axes of a module's output (of each, where it has several) behind its rows, where the modules in between
+# keep what `model` splits. Of all others, only the rows are split.
+ACTIVATIONS = {
+    "qkv": ("rows", "heads", "rows"),  # [T, H, K] of query, key and value
+    "inner": ("rows", "mlp"),
+    "masked_lm": ("rows", "vocab"),
+}
 
 
 def make_mesh(shape: config.Mesh, devices: list[jax.Device] | None = None) -> jax.sharding.Mesh:
@@ -189,7 +194,7 @@ def gathered(mesh: jax.sharding.Mesh, params: Any) -> Any:
 
 
 def activations(mesh: jax.sharding.Mesh) -> contextlib.AbstractContextManager[Any]:
-    """Modules applied within lay their outputs on the mesh: rows over `BATCH`, the last axis as `ACTIVATIONS` says.
+    """Modules applied within lay their outputs on the mesh: rows over `BATCH`, the other axes as `ACTIVATIONS` says.
 
     Without it the compiler is free to follow a parameter that `fsdp` splits and to split activations the same way,
     with collectives around every layer; so it gathers the parameter instead. The modules themselves know no mesh.
@@ -197,11 +202,16 @@ def activations(mesh: jax.sharding.Mesh) -> contextlib.AbstractContextManager[An
 
     def lay(next_fun: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
         output = next_fun(*args, **kwargs)
-        if not isinstance(output, jax.Array) or output.ndim != 3:  # [rows, positions, features]
-            return output
-        last = AXES[ACTIVATIONS.get(context.module.name or type(context.module).__name__, "rows")]
-        spec = PartitionSpec(BATCH, *[None] * (output.ndim - 2), last)
-        return jax.lax.with_sharding_constraint(output, NamedSharding(mesh, spec))
+        name = context.module.name or type(context.module).__name__
+        axes = ACTIVATIONS.get(name, ("rows", "rows"))  # [rows, positions, features]
+        spec = PartitionSpec(BATCH, *map(AXES.get, axes))
+
+        def place(leaf: Any) -> Any:
+            fits = isinstance(leaf, jax.Array) and leaf.ndim == len(spec)
+            require(fits or name not in ACTIVATIONS, f"an output of {name} has not the axes {axes} of its row")
+            return jax.lax.with_sharding_constraint(leaf, NamedSharding(mesh, spec)) if fits else leaf
+
+        return jax.tree.map(place, output) if name in ACTIVATIONS else place(output)
 
     split = mesh.shape["fsdp"] * mesh.shape["model"] > 1  # else only rows are, which nothing can mistake
     return nn.intercept_methods(lay) if split else contextlib.nullcontext()

@@ -3,11 +3,13 @@
 import dataclasses
 import functools
 import math
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import Jaxpr, jaxprs_in_params
 from jax.sharding import PartitionSpec
 
 from bert_jax import collectives, config, planning, preflight, sharding, train
@@ -162,6 +164,53 @@ def test_tensor_parallelism_sums_twice_per_layer_and_pass(tiny: Experiment) -> N
 
 def test_all_three_together_move_nothing_else(tiny: Experiment) -> None:
     assert {one.kind for one in sent(on(tiny, 2, 2, 2))} == {"all-reduce", "all-gather"}
+
+
+def constraints(jaxpr: Jaxpr) -> Iterator[tuple[tuple[int, ...], PartitionSpec]]:
+    """The shape and the spec of each array that a program lays on the mesh."""
+    for one in jaxpr.eqns:
+        if one.primitive.name == "sharding_constraint":
+            yield one.outvars[0].aval.shape, one.params["sharding"].spec
+        for inner in jaxprs_in_params(one.params):
+            yield from constraints(inner)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"encoder.scan": True},
+        {"encoder.remat": "layer"},
+        {"encoder.vocab_size": 319, "encoder.vocab_multiple": 32},
+        {
+            "task.objective": "left_to_right",
+            "encoder.direction": "left_to_right",
+            "encoder.classify_from": "last",
+        },
+    ],
+)
+def test_every_row_of_the_activations_is_used(tiny: Experiment, changes: dict) -> None:
+    """As a row of the parameters must have its parameter."""
+    exp = override(on(tiny, 1, 2, 2), changes)
+    mesh = sharding.make_mesh(exp.mesh, jax.devices()[:4])
+    program = Program(exp, preflight.Vocabulary(319), 1, mesh)
+    batch = exp.task.spec(8, 16, exp.encoder)
+    batch = jax.eval_shape(lambda b: program._corrupt(b, "train", 0), batch)
+    with jax.set_mesh(mesh):
+        traced = jax.make_jaxpr(program._loss)(program.abstract.params, batch, jax.random.key(0))
+    laid = {(shape[2:], spec) for shape, spec in constraints(traced.jaxpr) if spec[0] == sharding.BATCH}
+    widths = {"qkv": (2, 8), "inner": (64,), "masked_lm": (320,)}
+    rows = {
+        name: (widths[name], PartitionSpec(sharding.BATCH, *map(sharding.AXES.get, axes)))
+        for name, axes in sharding.ACTIVATIONS.items()
+    }
+    assert {one for one in laid if "model" in one[1]} == set(rows.values())
+
+
+def test_an_output_that_its_row_does_not_fit_is_refused(tiny: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sharding.ACTIVATIONS, "qkv", ("rows", "heads"))
+    with pytest.raises(ValueError, match=r"an output of qkv has not the axes \('rows', 'heads'\) of its row"):
+        preflight.compile_step(on(tiny, 1, 1, 2), PHASE, jax.devices()[:2])
 
 
 def test_every_mesh_computes_the_same(tiny: Experiment) -> None:
