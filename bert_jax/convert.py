@@ -120,10 +120,9 @@ def card(found: Pretrained, architecture: str) -> str:
     text = _CARD.format(name=found.experiment.name, architecture=architecture, **sizes)
     if found.origin != "workdir":
         return text
-    scores = found.scores
     return text + _TRAINING.format(
         data="\n".join(f"- {line}" for line in _data(found.experiment.task)),
-        results="\n".join(f"- {name}: {value}" for name, value in scores.items()) or "The run was not finished.",
+        results="\n".join(f"- {name}: {value}" for name, value in found.scores.items()) or "The run was not finished.",
         experiment=json.dumps(config.to_dict(found.experiment), indent=1, ensure_ascii=False),
     )
 

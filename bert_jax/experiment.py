@@ -291,6 +291,24 @@ def read_config(workdir: str, known: Mapping[str, type] | None = None) -> Experi
         raise ValueError(f"{path}: {error}. Where that file was not changed by hand, {cure}") from None
 
 
+def read_result(workdir: str) -> dict[str, Any] | None:
+    """What a run's result.json says; None where there is none, as the run is not done.
+
+    Raises:
+      ValueError: where the file is damaged.
+    """
+    path = epath.Path(workdir) / "result.json"
+    if not path.exists():
+        return None
+    cure = "delete that file and run the training's command again: it computes it anew from the last checkpoint"
+    values = config.read_json(path, cure)
+    for name in ("step", "score", "loss", "best_f1_threshold"):  # what is reckoned with
+        value = values.get(name, 0)
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        require(number, f"{path} is damaged: {name} must be a number, not {value!r}; {cure}")
+    return values
+
+
 _CLASSES = "classes"  # of config.json: where classes are defined that are not this package's
 
 

@@ -69,8 +69,7 @@ class Pretrained:
     @property
     def scores(self) -> dict[str, Any]:
         """What a run's result.json says; of other weights, and of a run that is not done, nothing."""
-        path = files.path(self.directory) / "result.json"
-        return config.read_json(path) if self.origin == "workdir" and path.exists() else {}
+        return (experiment.read_result(self.directory) or {}) if self.origin == "workdir" else {}
 
     def params(
         self, encoder: config.Encoder | None = None, positions: Positions = "same", seed: int = 0

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from bert_jax import checkpoint, config, experiment
+from bert_jax import checkpoint, config, experiment, pretrained
 from bert_jax.config import override
 from bert_jax.experiment import Experiment, UnknownTask
 from bert_jax.tasks.classify import Classify
@@ -253,6 +253,27 @@ def test_a_config_json_that_is_none(content: bytes, tmp_path: pathlib.Path) -> N
     (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(ValueError, match=r"config.json is damaged.*; delete that file and run the training's command"):
         experiment.read_config(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "no JSON"),
+        ('{"step": 5, "sc', "no JSON"),
+        ("[1]", "a JSON object is expected"),
+        ('{"score": "0.9"}', "score must be a number, not '0.9'"),
+        ('{"best_f1_threshold": [1]}', "best_f1_threshold must be a number"),
+    ],
+)
+def test_a_damaged_result_json(own: tuple[pathlib.Path, pathlib.Path], content: str, message: str) -> None:
+    assert pretrained.open(str(own[1])).scores == {}
+    (own[1] / "result.json").write_text(content)
+    try:
+        with pytest.raises(ValueError, match=r"result\.json is damaged.*; delete that file and run the") as raised:
+            pretrained.open(str(own[1])).scores  # noqa: B018
+        assert message in str(raised.value)
+    finally:
+        (own[1] / "result.json").unlink()
 
 
 def test_a_config_json_of_an_earlier_version(tmp_path: pathlib.Path) -> None:
