@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 from etils import epath
 
-from bert_jax import cache, config, experiment, pretrained
+from bert_jax import cache, config, experiment, planning, pretrained
 from bert_jax.config import nearest, require
 from bert_jax.experiment import Experiment
 
@@ -182,7 +182,8 @@ def load_base(path: str, changes: Mapping[str, Any], tuning: Mapping[str, Any]) 
     if epath.Path(path).is_dir():
         require(not changes, f"{path} holds weights, whose pre-training is over: {', '.join(changes)} cannot change")
         return Base(path, pretrained.open(path).experiment, {}, {}, tuning)
-    base = config.override(experiment.load(path), changes)
+    base = planning.configured(experiment.load(path), changes)
+    base = planning.resolve(base) if base.encoder is None else base
     return Base(path, base, changes, experiment.defined(path).get("FINE_TUNING", {}), tuning)
 
 

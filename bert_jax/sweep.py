@@ -137,9 +137,9 @@ def runs(exp: Experiment, workdir: str, grid: Grid, seeds: int) -> list[Run]:
     found = []
     for values in itertools.product(*grid.values()):
         changes = dict(zip(grid, values, strict=True))
-        point = config.override(exp, changes)
-        for seed in range(exp.seed, exp.seed + seeds):
-            folder = epath.Path(workdir) / _name(changes) / f"seed={seed}"
+        folders = {n: epath.Path(workdir) / _name(changes) / f"seed={n}" for n in range(exp.seed, exp.seed + seeds)}
+        point = planning.configured(exp, changes, str(folders[exp.seed]))
+        for seed, folder in folders.items():
             found.append(Run(changes, dataclasses.replace(point, seed=seed), str(folder)))
     require(len({run.workdir for run in found}) == len(found), "two points of the grid are the same")
     return found

@@ -246,6 +246,24 @@ def test_weights_that_are_there_stand_for_a_base(tiny: experiment.Experiment, tm
         study.load_base(str(weights), {"task.corpus": "elsewhere"}, {})
 
 
+def test_a_base_that_starts_from_weights_has_their_encoder(tiny: experiment.Experiment, tmp_path: pathlib.Path) -> None:
+    """A study of further pre-training: no change of an encoder, on either side, is one of BERT-Base's."""
+    weights = tmp_path / "weights"
+    experiment.record(tiny, str(_made(weights)))
+    (tmp_path / "base.py").write_text(
+        "from bert_jax import config\nfrom bert_jax.experiment import Experiment\n"
+        f"EXPERIMENT = Experiment(init_from={str(weights)!r}, phases=(config.Phase(length=16, steps=2),))"
+    )
+    base = study.load_base(str(tmp_path / "base.py"), {"encoder.dropout": "0.2"}, {"encoder.attention_dropout": "0.3"})
+    rows = (Row("plain"), Row("other", {"encoder.init_stddev": 0.5}))
+    plan = Study("s", "", rows, (Column("c", str(EXPERIMENTS / "rte.py"), {"phases.0.length": 16}),), seeds=1)
+    expected = override(tiny.encoder, {"dropout": 0.2})
+    plain, other = (one.runs[0, 0] for one in study.plan(plan, base, "work"))
+    assert plain.after.experiment.encoder == expected
+    assert other.after.experiment.encoder == override(expected, {"init_stddev": 0.5})
+    assert plain.experiment.encoder == override(expected, {"attention_dropout": 0.3})
+
+
 def planned_from(weights: pathlib.Path, name: str = "table7") -> list[Cell]:
     found = study.select(study.load(str(EXPERIMENTS / f"{name}.py")))
     return study.plan(found, study.load_base(str(weights), {}, {}), "work")

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
-from bert_jax import config, experiment, sweep, train
+from bert_jax import config, experiment, planning, sweep, train
+from bert_jax.config import override
 from bert_jax.experiment import Experiment
+from bert_jax.tasks.classify import Classify
 from tests.conftest import REPOSITORY
 
 GRID = {"optimizer.learning_rate": (1e-3, 1e-4), "phases.0.batch_size": (8, 16)}
@@ -130,6 +132,36 @@ def test_what_cannot_be_is_said_before_anything_runs(grid: dict, seeds: int, mes
     with pytest.raises(ValueError, match=message):
         sweep.sweep(EXP, "nowhere", grid=grid, seeds=seeds)
     assert not trainer.calls
+
+
+@pytest.fixture
+def real(tiny: Experiment, tmp_path: pathlib.Path, few_devices: None) -> Experiment:
+    """A fine-tuning of seconds: rows.tsv, from a pre-training of two steps that lies beside it."""
+    phases = (config.Phase(length=16, batch_size=8, steps=2),)
+    every = config.Every(log=1, evaluate=0)
+    train.run(dataclasses.replace(tiny, phases=phases, every=every), str(tmp_path / "before"), quiet=True)
+    (tmp_path / "rows.tsv").write_text("sentence\tlabel\n" + "ba be bi\t0\nbo bu ba\t1\n" * 8)
+    return Experiment(
+        name="tuned",
+        task=Classify(train=str(tmp_path / "rows.tsv"), dev=(str(tmp_path / "rows.tsv"),), labels=("0", "1")),
+        phases=phases,
+        mesh=config.Mesh(data=1),
+        every=every,
+        init_from=str(tmp_path / "before"),
+    )
+
+
+def test_a_grid_over_the_encoder_starts_from_that_of_init_from(real: Experiment, tmp_path: pathlib.Path) -> None:
+    """As the command does: a value of the encoder is a change of the one that the weights have."""
+    grid = {"encoder.dropout": (0.0, 0.3)}
+    summary = sweep.sweep(real, str(tmp_path / "sweep"), grid, quiet=True)
+    start = experiment.read_config(real.init_from).encoder
+    for point in summary.points:
+        rate = point.changes["encoder.dropout"]
+        (workdir,) = point.workdirs
+        assert experiment.read_config(workdir).encoder == override(start, {"dropout": rate})
+        asked = planning.configured(real, {"encoder.dropout": str(rate)}, workdir)
+        assert config.to_dict(asked) == config.to_dict(experiment.read_config(workdir))
 
 
 def test_grid_files(tmp_path: pathlib.Path) -> None:
