@@ -19,7 +19,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from absl import app, flags, logging
+from absl import app, flags
 
 from bert_jax import planning, startup
 from bert_jax.config import require, split_flags
@@ -56,12 +56,15 @@ startup.require_values(_CONFIG, _WORKDIR, _GRID, _COORDINATOR)
 
 
 def main(argv: Sequence[str], changes: dict[str, str]) -> int:
-    """Exit codes: 0 done, 1 an error that stands on stderr, 128 + n stopped by signal n with the state saved."""
+    """Exit codes: 0 done, 1 an error that stands on stderr, 128 + n stopped by signal n with the state saved.
+
+    Of several runs 1 also where one failed, after all others were made.
+    """
     if len(argv) > 1:
         raise app.UsageError(f"too many arguments: {argv[1:]}; a flag's value follows an equals sign")
     from bert_jax import experiment, hosts, sweep, train  # after the flags: --help needs no JAX
 
-    logging.set_verbosity(logging.ERROR)
+    startup.log_warnings()
     startup.keep_programs(_CACHE_DIR.value)
     if _MULTIHOST.value:
         hosts.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
@@ -79,7 +82,9 @@ def main(argv: Sequence[str], changes: dict[str, str]) -> int:
             several: dict[str, Any] = {"seeds": _SEEDS.value, "together": _TOGETHER.value, "keep": _KEEP.value}
             summary = sweep.sweep(chosen, _WORKDIR.value, grid, **several, **where)
             print(f"{summary.table()}\n\nbest run: {summary.best_run()}")
-            return 0
+            for run, why in summary.failed.items():
+                print(f"failed: {run}: {why}", file=sys.stderr)
+            return 1 if summary.failed else 0
         result = train.run(chosen, _WORKDIR.value, stop_at=_STOP_AT.value, profile=profile, **where)
         print(json.dumps(result, indent=1))
     except train.Stopped as stopped:

@@ -32,9 +32,12 @@ _CHECKSUMS = "checksums"  # the item of a checkpoint that holds them, by item an
 class Checkpoints:
     """The checkpoints of one workdir, by step. A half-written one is never seen: it gets its name once complete."""
 
-    def __init__(self, workdir: str, keep: int = 3) -> None:
+    def __init__(self, workdir: str, keep: int = 3, keep_every: int = 0) -> None:
+        """Of all that are saved, the newest `keep` stay, and those whose step is a multiple of `keep_every`."""
         self._directory = files.path(workdir) / "checkpoints"
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, keep_period=keep_every or None, cleanup_tmp_directories=True
+        )
         self._manager = ocp.CheckpointManager(self._directory, options=options)
 
     def latest(self) -> int | None:

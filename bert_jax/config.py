@@ -387,12 +387,17 @@ class Every:
     log: int = 100
     evaluate: int = 10_000
     checkpoint: int = 10_000
-    keep: int = 3  # checkpoints
+    keep: int = 3  # checkpoints, the newest
+    keep_every: int = 0  # those whose step is a multiple of it stay as well; 0: none do
 
     def __post_init__(self) -> None:
         check_types(self)
         _positive(log=self.log, keep=self.keep)
         require(self.evaluate >= 0 and self.checkpoint >= 0, "every.evaluate and every.checkpoint must be 0 or more")
+        require(
+            self.keep_every >= 0 and self.keep_every % (self.checkpoint or self.keep_every or 1) == 0,
+            f"every.keep_every must be a multiple of every.checkpoint={self.checkpoint}, or 0, not {self.keep_every}",
+        )
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
@@ -576,6 +581,15 @@ def read_json(path: str | os.PathLike[str], cure: str = "") -> dict[str, Any]:
         raise ValueError(f"{path} is damaged, it is no JSON: {error}{cure}") from None
     require(isinstance(values, dict), f"{path} is damaged: a JSON object is expected{cure}")
     return values
+
+
+def leaves(values: Any, path: str = "") -> dict[str, Any]:
+    """The leaves of what `to_dict` gives, by dotted name: {"encoder.layers": 12, ...}."""
+    if not isinstance(values, (dict, list)) or not values:
+        return {path: values}
+    items = values.items() if isinstance(values, dict) else enumerate(values)
+    each = (leaves(value, f"{path}.{key}" if path else str(key)) for key, value in items)
+    return {name: value for one in each for name, value in one.items()}
 
 
 def differences(a: Any, b: Any, path: str = "") -> list[str]:

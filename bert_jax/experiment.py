@@ -279,6 +279,7 @@ def read_config(workdir: str, known: Mapping[str, type] | None = None) -> Experi
     values = config.read_json(path, cure)
     require(values.get("is") == Experiment.__name__, f"{path} is not that of a run's workdir")
     origins = values.pop(_CLASSES, {})
+    values.pop("data", None)  # what its data were: see `record`
     try:
         require(isinstance(origins, dict), f"{_CLASSES} must be an object, not {origins!r}")
         recorded = [kind for kind in _with_inner(_subclasses(Task)) if _origin(kind) == origins.get(kind.__name__)]
@@ -297,7 +298,7 @@ def read_result(workdir: str) -> dict[str, Any] | None:
     Raises:
       ValueError: where the file is damaged.
     """
-    path = epath.Path(workdir) / "result.json"
+    path = files.path(workdir) / "result.json"
     if not path.exists():
         return None
     cure = "delete that file and run the training's command again: it computes it anew from the last checkpoint"
@@ -322,22 +323,48 @@ def _recorded(values: Any) -> Iterator[str]:
         yield from _recorded(value)
 
 
-def record(experiment: Experiment, workdir: str) -> None:
+def record(experiment: Experiment, workdir: str, data: Mapping[str, str] | None = None) -> dict[str, str]:
     """Writes config.json; where one is there already, the run is the same but for what `RESUMABLE` names.
 
+    Args:
+      experiment: the run's.
+      workdir: the run's.
+      data: what its data are, by the field that names them, as `fingerprints.of` gives it; config.json holds it under
+        "data". Where both know a field's data, these must be the same, and may lie elsewhere. None, as a config.json of
+        an earlier version: not known, not checked.
+
+    Returns:
+      All that is known of the data, now or from before.
+
     Raises:
-      ValueError: that lists the fields that differ.
+      ValueError: that lists the fields that differ, or whose data do.
     """
     path = files.path(workdir) / "config.json"
-    values, own = config.to_dict(experiment), _own_classes(experiment)
+    values, own, known = config.to_dict(experiment), _own_classes(experiment), dict(data or {})
     if path.exists():
         before = config.to_dict(read_config(workdir, own))  # with what became a field since then at its default
-        changed = [line for line in config.differences(before, values) if not resumable(line.partition(":")[0])]
+        then: dict[str, str] = config.read_json(path).get("data") or {}
+        same = {field for field in then.keys() & known.keys() if then[field] == known[field]}
+        changed = [
+            line
+            for line in config.differences(before, values)
+            if not resumable(line.partition(":")[0]) and line.partition(":")[0] not in same
+        ]
         require(
             not changed,
             f"{workdir} holds a run of another experiment; choose another --workdir, or undo these changes (field: "
             "value there, and here):\n  " + "\n  ".join(changed),
         )
+        places = config.leaves(values)
+        others = [f"{field}: {places.get(field)}" for field in sorted(then.keys() & known.keys() - same)]
+        hint = "; --config.init_step names an earlier checkpoint of weights that were trained on" if others else ""
+        require(
+            not others,
+            f"{workdir} holds a run of other data than lie there now; bring back what it began with, wherever it "
+            f"lies, or choose another --workdir{hint} (field: where its data lie):\n  " + "\n  ".join(others),
+        )
+        known = {**then, **known}
     if own:
         values[_CLASSES] = {name: _origin(kind) for name, kind in own.items()}
-    files.write(path, json.dumps(values, indent=1) + "\n")
+    files.write(path, json.dumps({**values, "data": known}, indent=1) + "\n")
+    return known

@@ -10,7 +10,17 @@ from typing import Any, TypeAlias
 import jax
 import numpy as np
 
-from bert_jax import checkpoint, claims, config, experiment, files, metrics, planning, pretrained, sharding
+from bert_jax import (
+    checkpoint,
+    claims,
+    experiment,
+    files,
+    fingerprints,
+    metrics,
+    planning,
+    pretrained,
+    sharding,
+)
 from bert_jax.experiment import Experiment
 from bert_jax.program import Program, State, parameter_count
 from bert_jax.tasks.base import Context, Source
@@ -40,6 +50,7 @@ class Lane:
             exp.task.tests() if exp.predict else (), exp, self.plan[-1].phase, self.context, place, sources
         )
         self.main = jax.process_index() == 0
+        self.data: dict[str, str] = {}  # what they are: see `fingerprints.of`
         self.result: dict[str, Any] | None = None
         self.checkpoints: checkpoint.Checkpoints | None = None
         self.writer: metrics.Writer | None = None
@@ -59,11 +70,11 @@ class Lane:
         if self.main:
             files.make_folder(self.folder)
             self.claim = claims.acquire_or_wait(self.folder / "run.lock", self.workdir, say)
-            experiment.record(self.exp, self.workdir)
+            self.data = experiment.record(self.exp, self.workdir, fingerprints.of(self.exp, self.context.data_dir))
             self.vocabulary.save(self.folder / "tokenizer")
         if self.context.frozen is not None:
             checkpoint.write_frozen(self.workdir, self.context.frozen.params)
-        self.checkpoints = checkpoint.Checkpoints(self.workdir, self.exp.every.keep)
+        self.checkpoints = checkpoint.Checkpoints(self.workdir, self.exp.every.keep, self.exp.every.keep_every)
         self.start = self.checkpoints.latest()
         if self.start == self.plan[-1].stop:
             self.result = self._finished()
@@ -72,13 +83,15 @@ class Lane:
 
     def _finished(self) -> dict[str, Any] | None:
         """What result.json says; None where it is not there, or lacks predictions that are wanted."""
-        path = self.folder / "result.json"
-        if not path.exists():
-            return None
-        result = config.read_json(path)
+        result = experiment.read_result(self.workdir)
+        if result is None or not self.exp.predict:
+            return result
         named = result.get("predictions")
-        whole = named is not None and all((self.folder / "predictions" / name).exists() for name in named)
-        return result if whole or not self.exp.predict else None
+        return (
+            result
+            if named is not None and all((self.folder / "predictions" / name).exists() for name in named)
+            else None
+        )
 
     def _resume(self, step: int) -> None:
         """Opens the log, and reads what it says of `step` and before."""
@@ -158,6 +171,7 @@ class Lane:
             "flops": operations,
             "seconds": sum(line.get("seconds", 0.0) for line in metrics.read(self.workdir, "train")),  # in steps
             "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+            "data": self.data,
         }
         if self.exp.predict:
             written = self._predictions(program, state.params, scores, kept, interrupt)

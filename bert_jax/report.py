@@ -17,13 +17,17 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from bert_jax import chips, config, metrics, plots
-from bert_jax.results import SIGNIFICANT, Result
+from bert_jax.results import SIGNIFICANT, Result, failures
 from bert_jax.study import Base, Run, Study, commands, runs, spelled
 
 LEGEND = (
     "mean ± standard deviation over the runs; ≈: no difference from the first row (of a figure: from its first line) "
     f"that the seeds can tell (paired t-test, p ≥ {SIGNIFICANT:g}), *: one that they can, ?: too few seeds to say; in "
     "brackets the paper's figure."
+)
+FAILURES = (
+    "What failed in its training is tried again by the same command, from its last good checkpoint. The usual cure is "
+    "a lower learning rate, or a longer warmup."
 )
 
 
@@ -69,6 +73,7 @@ def to_dict(study: Study, base: Base, results: Sequence[Result], data_dir: str =
                 "paper": one.paper,
                 "values": {f"{p},{s}": value for (p, s), value in one.values.items()},
                 "collapsed": [f"{p},{s}" for p, s in one.collapsed],
+                "failed": {f"{p},{s}": why for (p, s), why in one.failed.items()},
                 "against_first_row": None
                 if one.against is None
                 else {
@@ -85,6 +90,8 @@ def to_dict(study: Study, base: Base, results: Sequence[Result], data_dir: str =
         "runs": {
             run.workdir: {
                 "kind": run.kind,
+                "state": run.state(),
+                **({"failed": why} if (why := run.failure()) else {}),
                 "command": run.command(data_dir),
                 "config": config.to_dict(run.experiment),
                 **cost(run),
@@ -113,13 +120,15 @@ def cost(run: Run) -> dict[str, Any]:
 
 
 def text(one: Result) -> str:
-    """A cell: "84.1 ± 0.3 ≈ [84.4]"."""
+    """A cell: "84.1 ± 0.3 ≈ [84.4]"; "84.1 ? (1 of 3, 1 failed)", where another is not run yet."""
     paper = f" [{one.paper:g}]" if one.paper is not None else ""
+    failed = f"{len(one.failed)} failed" if one.failed else ""
     if not one.n:
-        return f"-{paper}"
+        return f"-{f' ({failed})' if failed else ''}{paper}"
     mark = "" if one.against is None else " ?" if math.isnan(one.against.p) else " ≈" if one.against.noise else " *"
     spread = f" ± {one.deviation:.{_digits(one)}f}" if one.n > 1 else ""
-    missing = f" ({one.n} of {len(one.cell.runs)})" if one.n < len(one.cell.runs) else ""
+    missing = f"{one.n} of {len(one.cell.runs)}{', ' if failed else ''}{failed}"
+    missing = f" ({missing})" if one.n < len(one.cell.runs) else ""
     collapsed = f", {len(one.collapsed)} collapsed" if one.collapsed else ""
     return f"{one.mean:.{_digits(one)}f}{spread}{mark}{missing}{collapsed}{paper}"
 
@@ -138,8 +147,13 @@ def markdown(study: Study, base: Base, results: Sequence[Result], data_dir: str 
     largest = _largest(results, columns)
     if any(largest):
         lines.append(f"| always the largest class | {' | '.join(largest)} |")
-    lines += ["", LEGEND, "", "## What the runs took", ""]
-    lines += ["| run | step | tokens | FLOPs | seconds in steps | tokens/s | MFU | device |", "|---" * 8 + "|"]
+    lines += ["", LEGEND, ""]
+    broken = failures(results)
+    if broken:
+        lines += ["## Runs that failed", "", FAILURES, ""]
+        lines += [f"- {workdir}: {why}" for workdir, why in broken.items()] + [""]
+    lines += ["## What the runs took", ""]
+    lines += ["| run | state | step | tokens | FLOPs | seconds in steps | tokens/s | MFU | device |", "|---" * 9 + "|"]
     everything = runs([one.cell for one in results])
     for run in everything:
         took = cost(run)
@@ -147,7 +161,7 @@ def markdown(study: Study, base: Base, results: Sequence[Result], data_dir: str 
         figures += [f"{took['flops']:.3g}" if took.get("flops") else "-"]
         figures += [f"{took[name]:,.0f}" if name in took else "-" for name in ("seconds", "tokens_per_second")]
         figures += [f"{took['mfu']:.1%}" if took.get("mfu") else "-", str(took.get("device", "-"))]
-        lines.append(f"| {run.name} | {' | '.join(figures)} |")
+        lines.append(f"| {run.name} | {run.state()} | {' | '.join(figures)} |")
     lines += ["", "## Each run by itself", ""]
     lines += [f"    {line}" for line in commands(everything, data_dir)]
     return "\n".join(lines) + "\n"
@@ -295,11 +309,13 @@ def page(
         for name, path in pictures.items()
     )
     before = "".join(_details(run, data_dir) for run in _pretrainings(results).values())
+    lost = "".join(f"<li>{html.escape(run)}: {html.escape(why)}</li>" for run, why in failures(results).items())
+    lost = f"<h2>Runs that failed</h2><p>{html.escape(FAILURES)}</p><ul>{lost}</ul>" if lost else ""
     title = html.escape(study.title)
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>'
         f"<h1>{title}</h1><p>{html.escape(_made(study, base))} Written "
-        f"{time.strftime('%Y-%m-%d %H:%M')}.</p><table><tr>{head}</tr>{body}</table><p>{html.escape(LEGEND)}</p>"
+        f"{time.strftime('%Y-%m-%d %H:%M')}.</p><table><tr>{head}</tr>{body}</table><p>{html.escape(LEGEND)}</p>{lost}"
         f"{images}<h2>Pre-trainings</h2>{before or '<p>None: the base is weights that were there.</p>'}</html>\n"
     )
 
@@ -313,6 +329,7 @@ def _cell(one: Result, data_dir: str) -> str:
         test = one.against
         chance = "too few pairs for a test" if math.isnan(test.p) else f"p = {test.p:.3g}"
         lines.append(f"less the first row: {test.difference:+.2f}; {chance}; {test.pairs} pairs over {test.over}")
+    lines += [f"seeds {p}, {s}: failed: {why}" for (p, s), why in one.failed.items()]
     said = "".join(f"<div>{html.escape(line)}</div>" for line in lines)
     inner = "".join(_details(run, data_dir) for run in one.cell.runs.values())
     return f"<td>{html.escape(text(one))}<details><summary>more</summary>{said}{inner}</details></td>"
@@ -322,7 +339,7 @@ def _details(run: Run, data_dir: str) -> str:
     took = ", ".join(f"{k} {v:,.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in cost(run).items())
     values = json.dumps(config.to_dict(run.experiment), indent=1)
     return (
-        f"<details><summary>{html.escape(run.name)}: {html.escape(took or 'not done')}</summary>"
+        f"<details><summary>{html.escape(run.name)}: {html.escape(took or run.state())}</summary>"
         f"<pre>{html.escape(run.command(data_dir))}</pre><pre>{html.escape(values)}</pre></details>"
     )
 

@@ -44,7 +44,8 @@ def reproduce(
     """Runs what is missing and writes the table into WORKDIR/NAME, after each run anew.
 
     The table and its page are written at the start and after each run, not while this waits for other machines.
-    A run whose loss is no number leaves its place in the table empty, and those that start from it do not run.
+    A run whose loss is no number leaves its place in the table empty, and those that start from it do not run; table
+    and page say so. The next call tries it again.
 
     Args:
       study: the table or figure.
@@ -59,22 +60,30 @@ def reproduce(
       ValueError: at what is wrong with the study, its data, or a run of it.
       train.Stopped: at a signal. The same call goes on.
     """
-    cells = plan(study, base, workdir)
+    cells = plan(study, base, workdir, data_dir)
     check_files(cells, data_dir)
+    check_pretrainings(cells)
     everything = runs(cells)
+    earlier = {run.workdir: sweep.failed_at(run.workdir) for run in everything}
+
+    def failed(run: Run) -> bool:
+        """Whether it came to no end in this call, here or elsewhere, or what it starts from did."""
+        mark = sweep.failed_at(run.workdir)
+        own = sweep.failure(run.workdir) if run.result() else mark and mark != earlier[run.workdir]
+        return bool(own) or (run.after is not None and failed(run.after))
+
     console = rich.console.Console(stderr=True, soft_wrap=True, highlight=False, quiet=quiet)
     home = pathlib.Path(workdir) / study.name
-    failed: set[str] = set()
     waiting = ""
     written: list[Run] | None = None  # what was left when the table was written last
     while True:
-        failed |= {run.workdir for run in everything if run.after is not None and run.after.workdir in failed}
-        left = [run for run in everything if not run.result() and run.workdir not in failed]
+        left = [run for run in everything if not run.result() and not failed(run)]
         if left != written:
             found, written = results.collect(cells), left
             report.write(study, base, found, home, data_dir)
-            done = f"{len(everything) - len(left)} of {len(everything)} runs are done"
-            console.print(f"{done}: {home / 'report.html'}", markup=False)
+            lost = sum(failed(run) for run in everything)
+            done = f"{len(everything) - len(left) - lost} of {len(everything)} runs are done"
+            console.print(f"{done}{f', {lost} failed' if lost else ''}: {home / 'report.html'}", markup=False)
         if not left:
             return found
         ran = False
@@ -83,7 +92,7 @@ def reproduce(
                 for run in mine:
                     console.print(f"{run.kind}: {run.command(data_dir)}", markup=False)
                 how = {"data_dir": group[0].data_dir(data_dir), "cache_dir": cache_dir, "quiet": quiet}
-                failed |= {folder for folder, result in sweep.run_group(mine, how).items() if result is None}
+                sweep.run_group(mine, how)
             if mine:
                 jax.clear_caches()  # the programs of a run are of no use to the next, and stay in memory
                 ran = True
@@ -141,6 +150,49 @@ def check_files(cells: Sequence[Cell], data_dir: str) -> None:
     missing = {p: c for p, c in wanted.items() if not p.startswith("tfds:") and not epath.Path(p).exists()}
     lines = "".join(f"\n  {path} (column {column})" for path, column in missing.items())
     require(not missing, f"these files are not there; name their folder with --data_dir, or fewer --columns:{lines}")
+
+
+def check_pretrainings(cells: Sequence[Cell]) -> None:
+    """That the checkpoints from which rows begin are there or will be, before weeks of pre-training.
+
+    Raises:
+      ValueError: that lists pre-trainings which are past such a step and did not keep it, with the rows; and those that
+        lie there under the names of earlier versions.
+    """
+    old = {run.formerly: run.workdir for run in runs(cells) if run.formerly not in ("", run.workdir)}
+    begun = {a: b for a, b in old.items() if _config(a).exists() and not _config(b).exists()}
+    names = "".join(f"\n  {epath.Path(a).parent} to {epath.Path(b).parent.name}" for a, b in begun.items())
+    require(
+        not begun,
+        "these pre-trainings are of a version that did not name runs by their data. Where their corpus is the one that "
+        f"lies there now, rename their folders, and their fine-tunings are made anew; else move them away:{names}",
+    )
+    lost: dict[str, set[str]] = {}
+    for cell in cells:
+        for run in cell.runs.values():
+            if run.after is None or run.result():
+                continue
+            steps, done = _steps(run.after.workdir), run.after.result()
+            last = done["step"] if done else max(steps, default=0)
+            begin = last if run.experiment.init_step is None else run.experiment.init_step
+            if begin not in steps and begin <= last and (done or run.experiment.init_step is not None):
+                lost.setdefault(f"{run.after.workdir}, step {begin:,}", set()).add(cell.row.name)
+    lines = "".join(f"\n  {place} (row {', '.join(sorted(rows))})" for place, rows in lost.items())
+    require(
+        not lost,
+        "these checkpoints are gone, or were not kept when their pre-training passed them: name the other --rows, or "
+        f"delete what stands before the comma to pre-train anew:{lines}",
+    )
+
+
+def _config(workdir: str) -> epath.Path:
+    return epath.Path(workdir) / "config.json"
+
+
+def _steps(workdir: str) -> set[int]:
+    """The steps of a run's checkpoints."""
+    folder = epath.Path(workdir) / "checkpoints"
+    return {int(path.name) for path in folder.iterdir() if path.name.isdigit()} if folder.exists() else set()
 
 
 class Estimate(NamedTuple):
@@ -236,11 +288,10 @@ def show(found: Sequence[Estimate], basis: str, console: rich.console.Console, d
     for name in ("run", "state", "steps", "tokens", "FLOPs", "time"):
         table.add_column(name, justify="left" if name in ("run", "state") else "right", no_wrap=name == "run")
     for one in found:
-        begun = epath.Path(one.run.workdir, "config.json").exists()
-        state = "done" if one.done else "begun" if begun else "to run"
         counts = ["?" if value is None else f"{value:,}" for value in (one.steps, one.tokens)]
         flops = "?" if one.flops is None else f"{one.flops:.3g}"
-        table.add_row(one.run.name, state, *counts, flops, "?" if one.seconds is None else _clock(one.seconds))
+        seconds = "?" if one.seconds is None else _clock(one.seconds)
+        table.add_row(one.run.name, one.run.state(), *counts, flops, seconds)
     console.print(table)
     left = [one for one in found if not one.done]
     total = sum(one.seconds or 0 for one in left)

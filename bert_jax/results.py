@@ -43,6 +43,7 @@ class Result:
     values: Mapping[tuple[int, int], float]
     collapsed: tuple[tuple[int, int], ...]  # whose predictions are all the same
     against: Comparison | None  # None in the first row, and where nothing can be compared
+    failed: Mapping[tuple[int, int], str] = dataclasses.field(default_factory=dict)  # why; the rest is not run yet
 
     @property
     def row(self) -> Row:
@@ -76,19 +77,26 @@ def collect(cells: Sequence[Cell]) -> list[Result]:
     first: dict[tuple[str, float], dict[tuple[int, int], float]] = {}
     found = []
     for cell in cells:
-        values, collapsed = {}, []
+        values, collapsed, failed = {}, [], {}
         for seeds, run in cell.runs.items():
-            result = run.result()
+            result, why = run.result(), run.failure()
             value = figure(result, cell.column) if result else None
-            if value is not None:
+            if why or (value is not None and not math.isfinite(value)):
+                failed[seeds] = why or f"its {cell.column.name} is no number: {value}"
+            elif value is not None:
                 values[seeds] = value * cell.column.scale
                 if result and result.get("constant"):
                     collapsed.append(seeds)
         place = cell.column.name, cell.row.at
         against = compare(values, first[place]) if place in first else None
         first.setdefault(place, values)
-        found.append(Result(cell, values, tuple(collapsed), against))
+        found.append(Result(cell, values, tuple(collapsed), against, failed))
     return found
+
+
+def failures(results: Sequence[Result]) -> dict[str, str]:
+    """Why runs failed, by workdir, those that could not begin for it included."""
+    return {one.cell.runs[seeds].workdir: why for one in results for seeds, why in one.failed.items()}
 
 
 def figure(result: Mapping[str, Any], column: Column) -> float | None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import pathlib
 import sys
 from typing import Any
 
 from absl import flags
+from absl import logging as absl_logging
 
 from bert_jax import cache
 
@@ -20,6 +22,18 @@ def use_huge_pages() -> None:
     if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
         os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
         os.execv(sys.executable, sys.orig_argv)
+
+
+def log_warnings() -> None:
+    """What this package warns of goes to stderr. Of what other libraries log, which is much, errors alone do."""
+    absl_logging.set_verbosity(absl_logging.ERROR)
+    own = logging.getLogger("bert_jax")
+    own.setLevel(logging.WARNING)
+    if not own.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("warning: %(message)s"))
+        own.addHandler(handler)
+        own.propagate = False
 
 
 def keep_programs(cache_dir: str = "") -> None:

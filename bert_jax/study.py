@@ -2,8 +2,8 @@
 
     base --a row's changes--> pre-training --a column's experiment, the row's changes--> fine-tuning --> a cell
 
-each for several seeds. A run's folder is named by what the run is, not by who asked for it: rows that share a
-pre-training share one run, and so do studies that share a workdir.
+each for several seeds. A run's folder is named by what the run is, its data included, not by who asked for it: rows
+that share a pre-training share one run, and so do studies that share a workdir.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 from etils import epath
 
-from bert_jax import cache, config, experiment, planning, pretrained
+from bert_jax import cache, config, experiment, fingerprints, planning, pretrained, sweep
 from bert_jax.config import nearest, require
 from bert_jax.experiment import Experiment
 
@@ -63,7 +63,9 @@ class Study:
     base: str = "bert_base.py"  # a file beside the study's
     seeds: int = 3  # of each fine-tuning
     pretraining_seeds: int = 1
-    checkpoints: int = 0  # how many of a pre-training, evenly spread, must be kept for rows that begin before its end
+    # How many of a pre-training, evenly spread, are kept for rows that begin before its end: of other studies' too, so
+    # whichever comes first, let it be the same.
+    checkpoints: int = 10
 
     def __post_init__(self) -> None:
         for kind, names in (("row", [row.name for row in self.rows]), ("column", [c.name for c in self.columns])):
@@ -74,6 +76,7 @@ class Study:
                 known = [column.name for column in self.columns]
                 require(name in known, f"row {row.name!r} has the paper's figure of {name!r}: {nearest(name, known)}")
             require(0 < row.at <= 1, f"row {row.name!r}: at must lie in (0, 1], not {row.at}")
+        require(self.checkpoints > 0, f"checkpoints must be above 0, not {self.checkpoints}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,6 +105,7 @@ class Run:
     changes: Mapping[str, Any]
     after: Run | None = None  # the one that it starts from
     folder: str = ""  # below the data_dir, where its files lie
+    formerly: str = ""  # of a pre-training, what its workdir was called before its data were part of the name
 
     @property
     def name(self) -> str:
@@ -109,13 +113,27 @@ class Run:
         return "/".join(pathlib.PurePath(self.workdir).parts[-2:])
 
     def result(self) -> dict[str, Any] | None:
-        """What result.json says; None where the run is not done."""
-        path = epath.Path(self.workdir) / "result.json"
-        return config.read_json(path) if path.exists() else None
+        """What result.json says; None where the run is not done. Raises `ValueError` where it is damaged."""
+        return sweep.read_result(self.workdir)
+
+    def failure(self) -> str:
+        """Why the run has no figures and, as it is, gets none; "" where it is done, or still to be made."""
+        own = sweep.failure(self.workdir)
+        if own or self.after is None or self.result():
+            return own
+        before = self.after.failure()
+        return f"{self.after.name}, which it starts from, failed: {before}" if before else ""
+
+    def state(self) -> Literal["done", "failed", "begun", "to run"]:
+        """How far the run is."""
+        if self.failure():
+            return "failed"
+        begun = (epath.Path(self.workdir) / "config.json").exists()
+        return "done" if self.result() else "begun" if begun else "to run"
 
     def data_dir(self, data_dir: str) -> str:
         """Where its files lie."""
-        return str(epath.Path(data_dir) / self.folder) if data_dir else self.folder
+        return _below(data_dir, self.folder)
 
     def command(self, data_dir: str = "") -> str:
         """The command line that makes this run by itself."""
@@ -214,8 +232,10 @@ def select(
     )
 
 
-def plan(study: Study, base: Base, workdir: str) -> list[Cell]:
+def plan(study: Study, base: Base, workdir: str, data_dir: str = "") -> list[Cell]:
     """All cells with their runs, row by row.
+
+    The folders of runs are named by their data too, as far as these are there: see `fingerprints.of`.
 
     Raises:
       ValueError: at a change that an experiment does not take, and where weights that are there cannot be what a row
@@ -227,7 +247,8 @@ def plan(study: Study, base: Base, workdir: str) -> list[Cell]:
         try:
             before = _pretrainings(study, row, base, workdir)
             cells += [
-                Cell(row, column, _cell(study, row, column, recipes, base, before, workdir)) for column in study.columns
+                Cell(row, column, _cell(study, row, column, recipes, base, before, workdir, data_dir))
+                for column in study.columns
             ]
         except ValueError as error:
             raise ValueError(f"{study.name}, row {row.name!r}: {error}") from None
@@ -255,18 +276,34 @@ def _pretrainings(study: Study, row: Row, base: Base, workdir: str) -> list[Run 
             "--rows",
         )
         return [None]
-    total = sum(phase.steps for phase in base.experiment.phases)
-    if study.checkpoints:
-        require(total > 0, "its checkpoints lie at shares of all steps: give the base's phases steps, not epochs")
-        require(total % study.checkpoints == 0, f"{total} steps cannot be cut into {study.checkpoints} equal parts")
-        changes = {**changes, "every.checkpoint": total // study.checkpoints, "every.keep": study.checkpoints}
+    changed = config.override(base.experiment, changes)
+    changes = {**changes, **_kept(study, row, changed)}
+    data = fingerprints.of(changed)
     found: list[Run | None] = []
     for number in range(study.pretraining_seeds):
         own = {**changes, "seed": base.experiment.seed + number}
         exp = config.override(base.experiment, own)
-        folder = _folder(workdir, exp, "")
-        found.append(Run("pre-training", exp, folder, base.file, {**base.changes, **own}))
+        folder = _folder(workdir, exp, data)
+        former = _folder(workdir, exp, {})
+        found.append(Run("pre-training", exp, folder, base.file, {**base.changes, **own}, formerly=former))
     return found
+
+
+def _kept(study: Study, row: Row, exp: Experiment) -> dict[str, int]:
+    """The changes by which a pre-training keeps `study.checkpoints`, evenly spread, besides its newest.
+
+    Every pre-training that can does, whichever study makes it: another may share it, and begin there.
+    """
+    total = sum(phase.steps for phase in exp.phases) if all(phase.steps for phase in exp.phases) else 0
+    if row.at < 1:
+        require(total > 0, "its checkpoints lie at shares of all steps: give the base's phases steps, not epochs")
+        require(total % study.checkpoints == 0, f"{total} steps cannot be cut into {study.checkpoints} equal parts")
+    part, rest = divmod(total, study.checkpoints)
+    if rest or not part:
+        return {}
+    usual = min(exp.every.checkpoint or part, part)  # as often as it saves anyway, and at the end of each part
+    often = next(steps for steps in range(usual, 0, -1) if part % steps == 0)
+    return {"every.checkpoint": often, "every.keep_every": part}
 
 
 def _cell(
@@ -277,10 +314,11 @@ def _cell(
     base: Base,
     before: Sequence[Run | None],
     workdir: str,
+    data_dir: str,
 ) -> dict[tuple[int, int], Run]:
     if not column.experiment:  # a figure of the pre-training itself, at its end
         return {(number, 0): run for number, run in enumerate(before) if run is not None and row.at == 1}
-    recipe = recipes[column.experiment]
+    recipe, where = recipes[column.experiment], _below(data_dir, column.folder)
     found = {}
     for number, run in enumerate(before):
         start = base.experiment if run is None else run.experiment
@@ -296,37 +334,37 @@ def _cell(
             total = sum(phase.steps for phase in start.phases)
             changes["init_step"] = round(row.at * total)
             require(
-                study.checkpoints > 0 and (row.at * study.checkpoints) % 1 < 1e-9,
+                abs(row.at * study.checkpoints - round(row.at * study.checkpoints)) < 1e-9,
                 f"it begins after {row.at:g} of all steps, and of these {study.checkpoints} checkpoints are kept",
             )
+        first = experiment.changed(recipe, changes, lambda _: start.encoder)  # noqa: B023 - called at once
+        data = fingerprints.of(first if run is None else dataclasses.replace(first, init_from=""), where)
+        if run is not None:  # whose name says what it is
+            data["init_from"] = f"{run.name}@{changes.get('init_step', 'end')}"
         for seed in range(recipe.seed, recipe.seed + study.seeds):
+            exp = config.override(first, {"seed": seed})
+            folder = _folder(workdir, exp, data)
             own = {**changes, "seed": seed}
-            exp = experiment.changed(recipe, own, lambda _: start.encoder)  # noqa: B023 - called at once
-            origin = "" if run is None else f"{run.name}@{changes.get('init_step', 'end')}"
-            folder = _folder(workdir, exp, origin)
             found[number, seed] = Run("fine-tuning", exp, folder, column.experiment, own, run, column.folder)
     return found
+
+
+def _below(data_dir: str, folder: str) -> str:
+    """Where a column's files lie."""
+    return str(epath.Path(data_dir) / folder) if data_dir else folder
 
 
 def _made(changes: Changes, base: Experiment) -> dict[str, Any]:
     return dict(changes(base) if callable(changes) else changes)
 
 
-def _folder(workdir: str, exp: Experiment, origin: str) -> str:
-    """WORKDIR/NAME-DIGEST/seed=N, the digest of all that the run's result depends on; `origin` stands for its start."""
-    kept = {"init_from": origin} if origin else {}
-    values = {**config.to_dict(dataclasses.replace(exp, seed=0, name="")), **kept}
-    flat = {name: value for name, value in _flat(values) if not experiment.resumable(name)}
-    digest = cache.digest(json.dumps(flat, sort_keys=True))[:8]
+def _folder(workdir: str, exp: Experiment, data: Mapping[str, str]) -> str:
+    """WORKDIR/NAME-DIGEST/seed=N, the digest of all that the run's result depends on: of what it is made of, `data` by
+    field, not of where that lies."""
+    values = {**config.leaves(config.to_dict(dataclasses.replace(exp, seed=0, name=""))), **data}
+    kept = {name: value for name, value in values.items() if not experiment.resumable(name)}
+    digest = cache.digest(json.dumps(kept, sort_keys=True))[:8]
     return str(epath.Path(workdir) / f"{exp.name}-{digest}" / f"seed={exp.seed}")
-
-
-def _flat(values: Any, path: str = "") -> list[tuple[str, Any]]:
-    """The leaves of a `config.to_dict`, by dotted name."""
-    if not isinstance(values, (dict, list)) or not values:
-        return [(path, values)]
-    items = values.items() if isinstance(values, dict) else enumerate(values)
-    return [leaf for key, value in items for leaf in _flat(value, f"{path}.{key}" if path else str(key))]
 
 
 def spelled(value: Any) -> str:

@@ -9,17 +9,22 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import logging
+import math
 import statistics
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import jax
-from absl import logging
 from etils import epath
 
-from bert_jax import config, experiment, planning, train
+from bert_jax import config, experiment, fingerprints, planning, train
 from bert_jax.config import require
 from bert_jax.experiment import Experiment
+
+logger = logging.getLogger(__name__)
+FAILED = "failed.json"  # in the workdir of a run that came to no end, while that is so
 
 Grid: TypeAlias = Mapping[str, Sequence[Any]]  # the values of each field, by dotted name
 
@@ -74,6 +79,7 @@ class Summary:
     metric: str
     points: tuple[Point, ...]
     majority: float | None  # what always naming the largest class scores
+    failed: Mapping[str, str] = dataclasses.field(default_factory=dict)  # why, by workdir
 
     @property
     def better(self) -> Literal["greater", "less"]:
@@ -107,6 +113,9 @@ class Summary:
             lines.append(f"\n{CURE}")
         if self.majority is not None:
             lines.append(f"\nAlways the largest class: {self.majority:.4f}")
+        if self.failed:
+            lines.append("\nFailed; what failed in its training is tried again by the same command:\n")
+            lines += [f"- {workdir}: {reason}" for workdir, reason in self.failed.items()]
         return "\n".join(lines)
 
 
@@ -175,14 +184,15 @@ def sweep(
     everything = runs(exp, workdir, grid or {}, seeds)
     results: dict[str, dict[str, Any] | None] = {}
     for group in _groups(everything, together):
-        results |= _finished(group)
+        results |= _finished(group, how.get("data_dir", ""))
         missing = [run for run in group if run.workdir not in results]
         results |= run_group(missing, how)
         if keep == "best":
             _forget(results)
         jax.clear_caches()  # programs of past points
     summary = _summary(everything, results)
-    values = {"metric": summary.metric, "majority": summary.majority, "best_run": summary.best_run()}
+    values: dict[str, Any] = {"metric": summary.metric, "majority": summary.majority, "best_run": summary.best_run()}
+    values["failed"] = summary.failed
     points = [{**dataclasses.asdict(p), "mean": p.mean, "deviation": p.deviation} for p in summary.points]
     (epath.Path(workdir) / "summary.json").write_text(json.dumps({**values, "points": points}, indent=1) + "\n")
     (epath.Path(workdir) / "summary.md").write_text(summary.table() + "\n")
@@ -203,15 +213,64 @@ def _groups(everything: Sequence[Run], together: int) -> Iterator[list[Run]]:
         yield from (same[start : start + together] for start in range(0, len(same), together))
 
 
-def _finished(group: Sequence[Run]) -> dict[str, dict[str, Any] | None]:
-    """The results that are there, of runs that were the same."""
+def _finished(group: Sequence[Run], data_dir: str) -> dict[str, dict[str, Any] | None]:
+    """The results that are there, of runs that were the same, on the same data."""
     found: dict[str, dict[str, Any] | None] = {}
     for run in group:
-        path = epath.Path(run.workdir) / "result.json"
-        if path.exists():
-            experiment.record(planning.resolve(run.experiment, run.workdir), run.workdir)
-            found[run.workdir] = json.loads(path.read_text())
+        result = read_result(run.workdir)
+        if result is not None:
+            exp = planning.resolve(run.experiment, run.workdir)
+            experiment.record(exp, run.workdir, fingerprints.of(exp, data_dir))
+            found[run.workdir] = result
     return found
+
+
+def read_result(workdir: str) -> dict[str, Any] | None:
+    """What a run's result.json says; None where the run is not done.
+
+    Raises:
+      ValueError: where the file is damaged; says how to have it made anew.
+    """
+    path = epath.Path(workdir) / "result.json"
+    if not path.exists():
+        return None
+    try:
+        result = config.read_json(path)
+        require(result, "it is empty")
+        for name in ("score", "loss", "step", "tokens", "flops", "seconds"):
+            number = isinstance(result.get(name, 0.0), (int, float)) and not isinstance(result.get(name), bool)
+            require(number, f"{name} is no number")
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is damaged ({error}): delete it, and the run evaluates its last checkpoint and writes it anew"
+        ) from None
+    return result
+
+
+def failure(workdir: str) -> str:
+    """Why a run has no figure: it came to no end, or to one that is no number. "" where neither is so."""
+    result = read_result(workdir)
+    if result is not None:
+        # The last step may have made weights of which a score can be had, but no loss.
+        return next((f"its {x} is no number" for x in ("loss", "score") if not math.isfinite(result.get(x, 0.0))), "")
+    return failed_at(workdir).get("error", "")
+
+
+def failed_at(workdir: str) -> dict[str, Any]:
+    """What the mark of a run that failed says, "error" and "time"; {} where there is none."""
+    path = epath.Path(workdir) / FAILED
+    try:
+        return config.read_json(path) if path.exists() else {}
+    except ValueError as error:
+        return {"error": f"it is not known why: {error}"}
+
+
+def _mark(workdir: str, error: str) -> None:
+    folder = epath.Path(workdir)
+    folder.mkdir(parents=True, exist_ok=True)
+    whole = folder / f".{FAILED}"  # others may be reading it
+    whole.write_text(json.dumps({"error": error, "time": time.time()}, indent=1) + "\n")
+    whole.replace(folder / FAILED)
 
 
 @runtime_checkable
@@ -225,7 +284,7 @@ class Runnable(Protocol):
 
 
 def run_group(group: Sequence[Runnable], how: Mapping[str, Any]) -> dict[str, dict[str, Any] | None]:
-    """The results of runs in one program, by workdir; of those whose loss was no number, None.
+    """The results of runs in one program, by workdir; of those whose loss was no number, None: see `failure`.
 
     `how` are data_dir, cache_dir and quiet, as `train.run` takes them.
     """
@@ -234,11 +293,15 @@ def run_group(group: Sequence[Runnable], how: Mapping[str, Any]) -> dict[str, di
     exps, workdirs = [run.experiment for run in group], [run.workdir for run in group]
     try:
         results = train.run_together(exps, workdirs, **how)
+        for workdir in workdirs:
+            (epath.Path(workdir) / FAILED).unlink(missing_ok=True)
         return dict(zip(workdirs, results, strict=True))
     except FloatingPointError as error:
-        logging.warning("%s: %s", ", ".join(workdirs), error)
-    if len(group) == 1:
-        return {workdirs[0]: None}
+        several = f"; each of the {len(group)} runs beside it goes on by itself" if len(group) > 1 else ""
+        logger.warning("%s: %s%s", ", ".join(workdirs), error, several)
+        if len(group) == 1:
+            _mark(workdirs[0], str(error))
+            return {workdirs[0]: None}
     alone = [run_group([run], how) for run in group]  # one must not take the others with it
     return {workdir: result for part in alone for workdir, result in part.items()}
 
@@ -250,7 +313,7 @@ def figure(result: Mapping[str, Any]) -> tuple[str, float]:
 
 def _forget(results: Mapping[str, dict[str, Any] | None]) -> None:
     """Deletes the checkpoints of all runs but the best so far."""
-    done = {workdir: figure(result) for workdir, result in results.items() if result}
+    done = {workdir: figure(result) for workdir, result in results.items() if result and not failure(workdir)}
     if not done:
         return
     choose = min if next(iter(done.values()))[0] == "loss" else max
@@ -261,13 +324,18 @@ def _forget(results: Mapping[str, dict[str, Any] | None]) -> None:
 
 
 def _summary(everything: Sequence[Run], results: Mapping[str, dict[str, Any] | None]) -> Summary:
-    names = {figure(result)[0] for result in results.values() if result}
-    require(bool(names), "no run of the sweep came to its end: a lower learning rate is the usual cure")
-    (metric,) = names
+    failed = {run.workdir: why for run in everything if (why := failure(run.workdir))}
+    done = {workdir: result for workdir, result in results.items() if result and workdir not in failed}
+    require(
+        bool(done),
+        "no run of the sweep came to its end: a lower learning rate is the usual cure:\n  "
+        + "\n  ".join(f"{workdir}: {why}" for workdir, why in failed.items()),
+    )
+    (metric,) = {figure(result)[0] for result in done.values()}
     points = []
     for _, group in itertools.groupby(everything, key=lambda run: run.changes):
         same = list(group)
-        found = [results[run.workdir] for run in same]
+        found = [done.get(run.workdir) for run in same]
         seeds = tuple(run.experiment.seed for run in same)
         points.append(
             Point(
@@ -280,8 +348,8 @@ def _summary(everything: Sequence[Run], results: Mapping[str, dict[str, Any] | N
         )
     sign = 1 if metric == "loss" else -1
     points.sort(key=lambda point: sign * point.mean if point.done else float("inf"))
-    majority = next((result.get("majority") for result in results.values() if result), None)
-    return Summary(metric, tuple(points), majority if metric == "accuracy" else None)
+    majority = next((result.get("majority") for result in done.values()), None)
+    return Summary(metric, tuple(points), majority if metric == "accuracy" else None, failed)
 
 
 def _name(changes: Mapping[str, Any]) -> str:

@@ -332,15 +332,7 @@ def tfds_source(source: str, needed: Sequence[str]) -> tuple[Sequence[Any], Any]
       ValueError: where there is no such data set, split, or one of the features `needed`, or it is not prepared.
     """
     name, split = _tfds_name(source)
-    import tensorflow_datasets as tfds  # slow, and most sources do without
-
-    try:
-        directory = "://" in name or os.path.isdir(name)
-        builder = tfds.builder_from_directory(name) if directory else tfds.builder(name)
-    except Exception as error:  # one of a dozen kinds, by what is wrong with the name
-        raise ValueError(
-            f"{source}: no such data set, nor a directory of a prepared one ({str(error).splitlines()[0]})"
-        ) from None
+    builder = _tfds_builder(source)
     require(
         bool(builder.info.splits),
         f"{source}: the data set is not prepared. Once, where TensorFlow is installed (pip install 'bert_jax[data]'): "
@@ -352,6 +344,28 @@ def tfds_source(source: str, needed: Sequence[str]) -> tuple[Sequence[Any], Any]
     known = list(builder.info.splits)
     require(re.split(r"\W", split)[0] in known, f"{source}: no split {split!r}: {nearest(split, known)}")
     return builder.as_data_source(split), features
+
+
+def tfds_version(source: str) -> str:
+    """A data set's own name, with its version, and the split: "glue/mnli/2.0.0:train", wherever it lies.
+
+    Raises:
+      ValueError: where there is no such data set.
+    """
+    return f"{_tfds_builder(source).info.full_name}:{_tfds_name(source)[1]}"
+
+
+def _tfds_builder(source: str) -> Any:
+    name, _ = _tfds_name(source)
+    import tensorflow_datasets as tfds  # slow, and most sources do without
+
+    try:
+        directory = "://" in name or os.path.isdir(name)
+        return tfds.builder_from_directory(name) if directory else tfds.builder(name)
+    except Exception as error:  # one of a dozen kinds, by what is wrong with the name
+        raise ValueError(
+            f"{source}: no such data set, nor a directory of a prepared one ({str(error).splitlines()[0]})"
+        ) from None
 
 
 def _tfds(source: str, field: str) -> Iterator[Document]:

@@ -15,7 +15,7 @@ import pathlib
 import sys
 from typing import Any
 
-from absl import app, flags, logging
+from absl import app, flags
 
 from bert_jax import startup
 from bert_jax.config import split_flags
@@ -45,14 +45,14 @@ startup.require_values(STUDY, BASE, WORKDIR)
 
 
 def main(argv: list[str], changes: dict[str, str], tuning: dict[str, str]) -> int:
-    """Exit codes as those of `python -m bert_jax`."""
+    """Exit codes as those of `python -m bert_jax`: 1 also where all was run that can be, and a run failed."""
     if len(argv) > 1:
         raise app.UsageError(f"too many arguments: {argv[1:]}; a flag's value follows an equals sign")
     import rich.console
 
-    from bert_jax import reproduce, study, train
+    from bert_jax import reproduce, results, study, train
 
-    logging.set_verbosity(logging.ERROR)
+    startup.log_warnings()
     startup.keep_programs(CACHE_DIR.value)
     console = rich.console.Console(highlight=False, width=None if sys.stdout.isatty() else 200)
     try:
@@ -63,12 +63,18 @@ def main(argv: list[str], changes: dict[str, str], tuning: dict[str, str]) -> in
         workdir = WORKDIR.value if "://" in WORKDIR.value else str(pathlib.Path(WORKDIR.value).absolute())
         where: dict[str, Any] = {"data_dir": DATA_DIR.value, "cache_dir": CACHE_DIR.value}
         if DRY_RUN.value:
-            reproduce.show(*reproduce.estimates(study.plan(plan, base, workdir), **where), console, DATA_DIR.value)
+            cells = study.plan(plan, base, workdir, DATA_DIR.value)
+            reproduce.show(*reproduce.estimates(cells, **where), console, DATA_DIR.value)
+            reproduce.check_pretrainings(cells)
             return 0
-        reproduce.reproduce(plan, base, workdir, together=TOGETHER.value, **where)
+        found = reproduce.reproduce(plan, base, workdir, together=TOGETHER.value, **where)
         home = pathlib.Path(workdir) / plan.name
         print((home / "table.md").read_text().split("## What the runs took")[0])
         print(f"{home / 'report.html'}")
+        failed = results.failures(found)
+        for run, why in failed.items():
+            print(f"failed: {run}: {why}", file=sys.stderr)
+        return 1 if failed else 0
     except train.Stopped as stopped:
         print(stopped, file=sys.stderr)
         return 128 + stopped.signum
@@ -82,7 +88,6 @@ def main(argv: list[str], changes: dict[str, str], tuning: dict[str, str]) -> in
             raise
         print(f"error: out of memory: {error}", file=sys.stderr)
         return 1
-    return 0
 
 
 if __name__ == "__main__":

@@ -38,6 +38,30 @@ def test_a_collapsed_run_is_named_so(tmp_path: pathlib.Path) -> None:
     assert "1 collapsed" in report.text(Result(cell, {(0, 0): 50.0}, ((0, 0),), None))
 
 
+def test_what_failed_is_told_from_what_is_not_run_yet(tmp_path: pathlib.Path) -> None:
+    figures = {("row", "some"): [{"score": 0.8}, {}, {}], ("row", "none"): [{}, {}, {"f1": 1.0}]}
+    found = cells(tmp_path / "runs", figures)
+    for cell in found:
+        broken = pathlib.Path(cell.runs[0, 1].workdir)
+        (broken / "failed.json").write_text('{"error": "the loss is <no> number at step 3", "time": 1.0}')
+    collected = results.collect(found)
+    assert [report.text(one) for one in collected] == ["80.0 (1 of 3, 1 failed) [84.4]", "- (1 failed) [84.4]"]
+    plan = Study("s", "A study", (found[0].row,), tuple(cell.column for cell in found), seeds=3)
+    base = Base("base.py", found[0].runs[0, 0].experiment, {}, {}, {})
+    report.write(plan, base, collected, tmp_path / "out")
+    values = json.loads((tmp_path / "out" / "table.json").read_text())
+    why = "the loss is <no> number at step 3"
+    assert [cell["failed"] for cell in values["cells"]] == [{"0,1": why}] * 2
+    states = [run["state"] for run in values["runs"].values()]
+    assert states == ["done", "failed", "to run", "to run", "failed", "done"]
+    text = (tmp_path / "out" / "table.md").read_text()
+    assert f"- {found[0].runs[0, 1].workdir}: {why}" in text
+    assert text.index("## Runs that failed") < text.index("## What the runs took"), "where the command prints it"
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.count("the loss is &lt;no&gt; number at step 3") == 4
+    assert "<h2>Runs that failed</h2>" in page
+
+
 @pytest.fixture
 def written(tmp_path: pathlib.Path) -> pathlib.Path:
     """The files of a study of two rows and two columns, of which one run is missing; names hold signs of HTML."""
@@ -70,6 +94,7 @@ def test_the_table_in_markdown(written: pathlib.Path) -> None:
     assert "| always the largest class | 50.0 |  |" in lines
     assert "| 10 | 12,345 | 6.5e+09 | 3 | 3,858 | - | 1 x cpu |" in text
     assert text.count("python -m bert_jax --config=file.py") == 8
+    assert "Runs that failed" not in text
 
 
 def test_mfu_is_of_all_chips(tmp_path: pathlib.Path) -> None:

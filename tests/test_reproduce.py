@@ -4,6 +4,9 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -13,9 +16,10 @@ import rich.console
 
 from bert_jax import claims, config, reproduce, study, train
 from bert_jax.config import override
-from bert_jax.experiment import Experiment
+from bert_jax.experiment import Experiment, record
 from bert_jax.study import Base, Study
 from bert_jax.tasks.classify import Classify
+from tests.conftest import REPOSITORY, environment
 
 pytestmark = pytest.mark.usefixtures("few_devices")
 
@@ -94,10 +98,12 @@ def test_a_study_from_text_to_table(folder: pathlib.Path, monkeypatch: pytest.Mo
     run(folder, "cut", seeds=1)
     assert len(calls) == 6
 
-    estimates, basis = reproduce.estimates(study.plan(*opened(folder, 1), str(folder / "work")))
+    estimates, basis = reproduce.estimates(study.plan(*opened(folder, 1), str(folder / "work"), str(folder / "data")))
     assert all(one.done for one in estimates)
     assert "runs that are done" in basis or "no run is done yet" in basis
-    before, _ = reproduce.estimates(study.plan(*opened(folder, 1), str(folder / "none")), str(folder / "data"))
+    before, _ = reproduce.estimates(
+        study.plan(*opened(folder, 1), str(folder / "none"), str(folder / "data")), str(folder / "data")
+    )
     for one, other in zip(before, estimates, strict=True):
         assert (one.steps, one.tokens) == (other.steps, other.tokens)
         assert one.flops == pytest.approx(other.flops)
@@ -113,7 +119,7 @@ def test_a_run_that_another_machine_works_on_is_waited_for(
     monkeypatch.setattr(train, "run_together", one_by_one(_pretend))
     tables: list[object] = []
     monkeypatch.setattr(reproduce.report, "write", lambda *given: tables.append(given))
-    cells = study.plan(*opened(folder), str(folder / "work"))
+    cells = study.plan(*opened(folder), str(folder / "work"), str(folder / "data"))
     first = study.runs(cells)[0]
     claim = pathlib.Path(f"{first.workdir}.claim")
     claim.parent.mkdir(parents=True)
@@ -177,8 +183,87 @@ def test_a_loss_that_is_no_number_leaves_its_cells_empty(folder: pathlib.Path, m
         return _pretend(exp, workdir)
 
     monkeypatch.setattr(train, "run_together", one_by_one(failing))
+    found = run(folder)
+    assert [one.n for one in found] == [2, 1, 0, 0]
+    assert [len(one.failed) for one in found] == [0, 0, 2, 1]
+    written = (folder / "work" / "small" / "table.md").read_text()
+    assert "| no nsp | - (2 failed) | - (1 failed) |" in written
+    assert written.count(", which it starts from, failed: the loss is no number at step 1") == 2
+    states = [one.run.state() for one in reproduce.estimates([one.cell for one in found])[0]]
+    assert states == ["done"] * 3 + ["failed"] * 3
+
+
+def test_the_next_call_tries_again_what_failed(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+    broken = {"no nsp"}
+
+    def failing(exp: Experiment, workdir: str, **_: object) -> dict:
+        made.append(workdir)
+        if broken and not getattr(exp.task, "next_sentence", True):
+            raise FloatingPointError("the loss is no number at step 1")
+        return _pretend(exp, workdir)
+
+    monkeypatch.setattr(train, "run_together", one_by_one(failing))
+    run(folder)
+    assert len(made) == 4, "two pre-trainings and the fine-tunings of one"
+    found = run(folder)
+    assert len(made) == 5, "the one that failed, once"
+    assert sum(len(one.failed) for one in found) == 3
+    broken.clear()
+    found = run(folder)
+    assert len(made) == 8
+    assert [(one.n, dict(one.failed)) for one in found] == [(2, {}), (1, {})] * 2
+    assert not list(folder.glob("work/*/*/failed.json"))
+
+
+def test_what_fails_elsewhere_meanwhile_is_not_tried_here(
+    folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+    cells = study.plan(*opened(folder), str(folder / "work"), str(folder / "data"))
+    (other,) = {
+        run.after.workdir for cell in cells for run in cell.runs.values() if run.after and "no" in cell.row.name
+    }
+    pathlib.Path(other).mkdir(parents=True)
+    (pathlib.Path(other) / "failed.json").write_text('{"error": "of an earlier call", "time": 1.0}')
+
+    def look(exp: Experiment, workdir: str, **_: object) -> dict:
+        made.append(workdir)
+        (pathlib.Path(other) / "failed.json").write_text('{"error": "of another machine", "time": 2.0}')
+        return _pretend(exp, workdir)
+
+    monkeypatch.setattr(train, "run_together", one_by_one(look))
     assert [one.n for one in run(folder)] == [2, 1, 0, 0]
-    assert "| no nsp | - | - |" in (folder / "work" / "small" / "table.md").read_text()
+    assert other not in made
+
+
+def test_the_command_says_what_failed(folder: pathlib.Path, tiny: Experiment) -> None:
+    """A real fine-tuning, of a file with a row too short, whose last step makes weights of which there is a score, but
+    no loss."""
+    (folder / "weights").mkdir()
+    record(tiny, str(folder / "weights"))
+    tiny.task.tokenizer().save(str(folder / "weights" / "tokenizer"))
+    text = (folder / "study.py").read_text().replace("'column.py', ", "'column.py', {'task.malformed': 'skip'}, ")
+    (folder / "study.py").write_text(text)
+    with (folder / "data" / "below" / "rows.tsv").open("a") as file:
+        file.write("a row of one cell\n")
+    flags = ["--seeds=1", "--rows=plain", "--tuning.optimizer.learning_rate=1e30", "--tuning.random_init=true"]
+    flags += [f"--study={folder / 'study.py'}", f"--workdir={folder / 'w'}", f"--data_dir={folder / 'data'}"]
+    script = [sys.executable, str(REPOSITORY / "scripts" / "reproduce.py"), f"--base={folder / 'weights'}"]
+    done = subprocess.run([*script, *flags], env=environment(), capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    assert "1 malformed rows skipped, the first in line 18" in done.stderr
+    assert "0 of 1 runs are done, 1 failed: " in done.stderr
+    assert done.stderr.splitlines()[-1].endswith("/seed=0: its loss is no number")
+    assert "| plain | - (1 failed) | " in done.stdout
+
+
+def test_a_damaged_result_is_named(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "run_together", one_by_one(_pretend))
+    run(folder)
+    next(folder.glob("work/tuned*/seed=0/result.json")).write_text('{"score": ')
+    with pytest.raises(ValueError, match=r"tuned-\w+/seed=0/result\.json is damaged .* delete it"):
+        run(folder)
 
 
 def test_seeds_of_a_fine_tuning_go_through_one_program(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,14 +302,69 @@ def test_missing_data_is_said_before_anything_runs(folder: pathlib.Path, monkeyp
 
 def test_a_row_from_the_midst_of_a_pre_training(folder: pathlib.Path) -> None:
     plan, base = opened(folder)
+    base = dataclasses.replace(base, experiment=override(base.experiment, {"every.keep": 1}))
     rows = (study.Row("half", at=0.5), study.Row("whole"))
-    plan = dataclasses.replace(plan, rows=rows, columns=plan.columns[:1], seeds=1, checkpoints=2)
-    half, whole = reproduce.reproduce(plan, base, str(folder / "work"), data_dir=str(folder / "data"), quiet=True)
+    plan = dataclasses.replace(plan, rows=rows[1:], columns=plan.columns[:1], seeds=1, checkpoints=2)
+    where = {"data_dir": str(folder / "data"), "quiet": True}
+    reproduce.reproduce(plan, base, str(folder / "work"), **where)  # a study that needs the end alone comes first
+    plan = dataclasses.replace(plan, rows=rows)
+    half, whole = reproduce.reproduce(plan, base, str(folder / "work"), **where)
     runs = [one.cell.runs[0, 0] for one in (half, whole)]
     assert [run.experiment.init_step for run in runs] == [1, None]
     assert runs[0].after.workdir == runs[1].after.workdir
     lines = [train.metrics.read(run.workdir, "validation")[0]["loss"] for run in runs]
     assert lines[0] != lines[1], "both began with the same weights"
+
+
+@pytest.mark.parametrize(
+    ("there", "done", "lost"),
+    [
+        ([], False, []),  # not begun
+        ([100], False, []),  # on its way
+        ([200, 400, 500], False, []),
+        ([450, 500], False, ["half", "third"]),  # begun without keeping them
+        ([200, 500], False, ["half"]),
+        ([200, 400, 1000], True, []),
+        ([200, 900, 1000], True, ["half"]),
+        ([200, 400], True, ["whole"]),
+        ([], True, ["half", "third", "whole"]),
+    ],
+)
+def test_checkpoints_that_are_gone_are_said_before_anything_runs(
+    folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch, there: list[int], done: bool, lost: list[str]
+) -> None:
+    monkeypatch.setattr(train, "run_together", one_by_one(_pretend))
+    plan, base = opened(folder)
+    base = dataclasses.replace(base, experiment=override(base.experiment, {"phases.0.steps": 1000}))
+    rows = (study.Row("third", at=0.2), study.Row("half", at=0.4), study.Row("whole"))
+    plan = dataclasses.replace(plan, rows=rows, columns=plan.columns[:1], seeds=1)
+    before = study.runs(study.plan(plan, base, str(folder / "work"), str(folder / "data")))[0]
+    for step in there:
+        (pathlib.Path(before.workdir) / "checkpoints" / str(step)).mkdir(parents=True)
+    if done:
+        _pretend(before.experiment, before.workdir)
+        (pathlib.Path(before.workdir) / "result.json").write_text('{"step": 1000, "tokens": 3, "loss": 1.0}')
+    where = {"data_dir": str(folder / "data"), "quiet": True}
+    if not lost:
+        assert [one.n for one in reproduce.reproduce(plan, base, str(folder / "work"), **where)] == [1] * 3
+        return
+    with pytest.raises(ValueError, match="were not kept when their pre-training passed them") as raised:
+        reproduce.reproduce(plan, base, str(folder / "work"), **where)
+    assert sorted(re.findall(r"\(row (\w+)\)", str(raised.value))) == lost
+
+
+def test_a_pre_training_under_its_earlier_name_is_said(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "run_together", one_by_one(_pretend))
+    plan, base = opened(folder)
+    plain, _ = (run for run in study.runs(study.plan(plan, base, str(folder / "work"))) if not run.after)
+    former = pathlib.Path(plain.formerly)
+    assert former.name == "seed=0"
+    former.mkdir(parents=True)
+    (former / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match=rf"rename their folders(.|\n)*{former.parent} to {plain.name.split('/')[0]}$"):
+        run(folder)
+    former.parent.rename(pathlib.Path(plain.workdir).parent)
+    assert [one.n for one in run(folder)] == [2, 1, 2, 1]
 
 
 def test_a_base_of_weights(folder: pathlib.Path) -> None:

@@ -90,4 +90,14 @@ def test_cells_are_collected(tmp_path: pathlib.Path) -> None:
     assert second.against.difference == pytest.approx(-30.0)
     assert math.isnan(second.against.p)
     assert (empty.n, empty.against, empty.paper) == (0, None, 84.4)
+    assert results.failures(found) == {}
     assert math.isnan(empty.mean)
+
+
+def test_a_figure_that_is_no_number_is_a_failure(tmp_path: pathlib.Path) -> None:
+    """And in no mean: a run may end in it without any step whose loss was none."""
+    figures = [{"score": math.nan, "f1": 0.1}, {"score": 0.5, "f1": math.inf}, {"score": 0.5, "f1": 0.1}]
+    found = results.collect(cells(tmp_path, {("row", "two"): figures}))
+    assert dict(found[0].values) == {(0, 2): 10.0}
+    assert list(found[0].failed.values()) == ["its score is no number", "its two is no number: inf"]
+    assert list(results.failures(found)) == [run.workdir for run in list(found[0].cell.runs.values())[:2]]

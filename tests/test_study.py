@@ -1,8 +1,10 @@
 """Studies: which runs a table takes, which it shares, and that each is a command of its own."""
 
 import dataclasses
+import json
 import pathlib
 import shlex
+import shutil
 import subprocess
 from typing import Any
 
@@ -176,7 +178,7 @@ def test_no_row_differs_from_the_base_in_more_than_it_says() -> None:
     for row, fields in expected.items():
         run = only(cells, row, "QNLI").after
         lines = config.differences(config.to_dict(base), config.to_dict(run.experiment))
-        assert {line.split(":")[0] for line in lines} - {"task.corpus"} == fields
+        assert {line.split(":")[0] for line in lines} - {"task.corpus", "every.keep_every"} == fields
 
 
 def test_the_sizes_of_table_6_are_the_paper_s_on_bert_base() -> None:
@@ -196,12 +198,92 @@ def test_figure_5_starts_at_checkpoints_that_are_kept() -> None:
     steps = [one.runs[0, 0].experiment.init_step for one in cells]
     assert steps == [1200, 2400, 3600, 4800, None] * 2
     every = cells[0].runs[0, 0].after.experiment.every
-    assert all(step % every.checkpoint == 0 for step in steps if step)
-    assert every.keep * every.checkpoint >= 6000
+    assert all(step % every.keep_every == 0 for step in steps if step)
+    assert every.keep_every % every.checkpoint == 0
     with pytest.raises(ValueError, match="cannot be cut into 10 equal parts"):
         planned("figure5", **{"phases.0.steps": 4_001})
     with pytest.raises(ValueError, match="phases steps, not epochs"):
         planned("figure5", **{"phases.0.steps": 0, "phases.0.epochs": 1, "phases.1.steps": 0, "phases.1.epochs": 1})
+
+
+@pytest.mark.parametrize(
+    ("steps", "checkpoint", "kept", "often"),
+    [
+        (1_000_000, 10_000, 100_000, 10_000),
+        (1_000_000, 0, 100_000, 100_000),
+        (1_000_000, 250_000, 100_000, 100_000),
+        (1_000_000, 30_000, 100_000, 25_000),
+        (4_000, 600, 400, 400),
+        (4_001, 600, 0, 600),
+    ],
+)
+def test_whichever_study_is_first_the_checkpoints_of_all_are_kept(
+    steps: int, checkpoint: int, kept: int, often: int
+) -> None:
+    """As often as the base saves, or oftener: what a preemption costs is not more for it."""
+    one = {"phases.0.steps": steps // 2, "phases.1.steps": steps - steps // 2, "every.checkpoint": checkpoint}
+    found: dict[str, config.Every] = {}
+    for name in ("table5", "figure5") if kept else ("table5",):
+        for run in study.runs(planned(name, **one)):
+            if run.kind == "pre-training":
+                every = run.experiment.every
+                assert (every.keep_every, every.checkpoint, every.keep) == (kept, often, 10)
+                assert found.setdefault(run.workdir, every) == every
+
+
+def test_of_a_pre_training_whose_steps_are_not_known_the_newest_are_kept() -> None:
+    mixed = planned("table5", **{"phases.1.steps": 0, "phases.1.epochs": 1})
+    assert mixed[0].runs[0, 0].after.experiment.every.keep_every == 0
+
+
+def test_checkpoints_lie_at_shares_of_the_row_s_own_steps() -> None:
+    half = {"phases.0.steps": 1_000, "phases.1.steps": 1_000}
+    plan = dataclasses.replace(study.load(str(EXPERIMENTS / "figure5.py")), rows=(Row("half", half, at=0.4),))
+    (one,) = study.plan(study.select(plan, seeds=1), study.load_base(LAPTOP, {}, {}), "work")
+    run = one.runs[0, 0]
+    assert (run.experiment.init_step, run.after.experiment.every.keep_every) == (800, 200)
+
+
+def test_runs_are_named_by_the_content_of_their_data(
+    corpus: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(corpus, "corpus")
+    pathlib.Path("link").symlink_to("corpus")
+    for name in ("train", "dev"):
+        pathlib.Path("data/glue/QNLI").mkdir(parents=True, exist_ok=True)
+        pathlib.Path(f"data/glue/QNLI/{name}.tsv").write_text("rows")
+    plan = study.select(study.load(str(EXPERIMENTS / "table5.py")), ["BERT"], ["QNLI"], 1)
+
+    def names(corpus: str, data_dir: str) -> tuple[str, str]:
+        base = study.load_base(LAPTOP, {"task.corpus": corpus}, {})
+        run = only(study.plan(plan, base, "work", data_dir), "BERT", "QNLI")
+        return run.after.name, run.name
+
+    before, tuned = names("corpus", "data")
+    written = [names(c, d) for c in ("./corpus", "link", str(tmp_path / "corpus")) for d in ("./data", "data/../data")]
+    assert set(written) == {(before, tuned)}
+    pathlib.Path("data/glue/QNLI/dev.tsv").write_text("more rows")
+    assert names("corpus", "data")[0] == before
+    assert names("corpus", "data")[1] != tuned
+    manifest = json.loads(pathlib.Path("corpus/manifest.json").read_text())
+    pathlib.Path("corpus/manifest.json").write_text(json.dumps({**manifest, "sources": []}))
+    pathlib.Path("data/glue/QNLI/dev.tsv").write_text("rows")
+    other, after = names("corpus", "data")
+    assert other != before
+    assert after != tuned
+    assert names("absent", "absent")  # a plan needs no data
+
+
+def test_weights_that_are_there_are_known_by_content(tiny: experiment.Experiment, tmp_path: pathlib.Path) -> None:
+    weights = _made(tmp_path / "weights")
+    experiment.record(tiny, str(weights))
+    checkpoint.write_params(str(weights), {"encoder": {"kernel": [1.0]}})
+    shutil.copytree(weights, tmp_path / "copy")
+    before = [run.name for run in study.runs(planned_from(weights))]
+    assert [run.name for run in study.runs(planned_from(tmp_path / "copy"))] == before
+    checkpoint.write_params(str(weights), {"encoder": {"kernel": [2.0]}}, 1)
+    assert not {run.name for run in study.runs(planned_from(weights))} & set(before)
 
 
 def test_a_row_costs_a_line() -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import subprocess
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from bert_jax import config, experiment, planning, sweep, train
 from bert_jax.config import override
 from bert_jax.experiment import Experiment
 from bert_jax.tasks.classify import Classify
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, command, environment
 
 GRID = {"optimizer.learning_rate": (1e-3, 1e-4), "phases.0.batch_size": (8, 16)}
 
@@ -136,25 +137,26 @@ def test_what_cannot_be_is_said_before_anything_runs(grid: dict, seeds: int, mes
 
 @pytest.fixture
 def real(tiny: Experiment, tmp_path: pathlib.Path, few_devices: None) -> Experiment:
-    """A fine-tuning of seconds: rows.tsv, from a pre-training of two steps that lies beside it."""
-    phases = (config.Phase(length=16, batch_size=8, steps=2),)
-    every = config.Every(log=1, evaluate=0)
-    train.run(dataclasses.replace(tiny, phases=phases, every=every), str(tmp_path / "before"), quiet=True)
+    """A fine-tuning of seconds on rows.tsv, with the encoder and the vocabulary of a run that lies beside it."""
+    (tmp_path / "before").mkdir()
+    experiment.record(tiny, str(tmp_path / "before"))
+    tiny.task.tokenizer().save(str(tmp_path / "before" / "tokenizer"))
     (tmp_path / "rows.tsv").write_text("sentence\tlabel\n" + "ba be bi\t0\nbo bu ba\t1\n" * 8)
     return Experiment(
         name="tuned",
-        task=Classify(train=str(tmp_path / "rows.tsv"), dev=(str(tmp_path / "rows.tsv"),), labels=("0", "1")),
-        phases=phases,
+        task=Classify(train="rows.tsv", dev=("rows.tsv",), labels=("0", "1"), malformed="skip"),
+        phases=(config.Phase(length=16, batch_size=8, steps=3),),
         mesh=config.Mesh(data=1),
-        every=every,
+        every=config.Every(log=1, evaluate=0),
         init_from=str(tmp_path / "before"),
+        random_init=True,
     )
 
 
 def test_a_grid_over_the_encoder_starts_from_that_of_init_from(real: Experiment, tmp_path: pathlib.Path) -> None:
     """As the command does: a value of the encoder is a change of the one that the weights have."""
-    grid = {"encoder.dropout": (0.0, 0.3)}
-    summary = sweep.sweep(real, str(tmp_path / "sweep"), grid, quiet=True)
+    grid = {"encoder.dropout": (0.3,)}
+    summary = sweep.sweep(real, str(tmp_path / "sweep"), grid, data_dir=str(tmp_path), quiet=True)
     start = experiment.read_config(real.init_from).encoder
     for point in summary.points:
         rate = point.changes["encoder.dropout"]
@@ -162,6 +164,56 @@ def test_a_grid_over_the_encoder_starts_from_that_of_init_from(real: Experiment,
         assert experiment.read_config(workdir).encoder == override(start, {"dropout": rate})
         asked = planning.configured(real, {"encoder.dropout": str(rate)}, workdir)
         assert config.to_dict(asked) == config.to_dict(experiment.read_config(workdir))
+
+
+def test_a_run_that_failed_is_named_and_tried_again(real: Experiment, tmp_path: pathlib.Path) -> None:
+    grid = {"optimizer.learning_rate": (1e-3, 1e30)}
+    where = {"data_dir": str(tmp_path), "quiet": True}
+    for _ in range(2):
+        summary = sweep.sweep(real, str(tmp_path / "sweep"), grid, **where)
+        assert [len(point.done) for point in summary.points] == [1, 0]
+        assert list(summary.failed) == list(summary.points[1].workdirs)
+        assert all("the loss is no number at step" in why for why in summary.failed.values())
+        assert json.loads((tmp_path / "sweep" / "summary.json").read_text())["failed"] == summary.failed
+        assert "tried again by the same command" in (tmp_path / "sweep" / "summary.md").read_text()
+    (tmp_path / "rows.tsv").write_text("sentence\tlabel\n" + "be ba bi\t0\nbo bu ba\t1\n" * 8)
+    with pytest.raises(ValueError, match=r"of other data than lie there now(.|\n)*task\.train: rows\.tsv"):
+        sweep.sweep(real, str(tmp_path / "sweep"), grid, **where)
+
+
+def test_the_command_says_what_it_skips_and_what_failed(real: Experiment, tmp_path: pathlib.Path) -> None:
+    with (tmp_path / "rows.tsv").open("a") as file:
+        file.write("a row of one cell\n")
+    (tmp_path / "grid.py").write_text("GRID = {'optimizer.learning_rate': (1e-3, 1e30)}")
+    flags = (f"--grid={tmp_path / 'grid.py'}", f"--data_dir={tmp_path}")
+    done = subprocess.run(
+        command(real, tmp_path, tmp_path / "sweep", *flags), env=environment(), capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert "1 malformed rows skipped, the first in line 18" in done.stderr
+    assert "failed: " in done.stderr.splitlines()[-1]
+    assert "learning_rate=1e+30/seed=0: the loss is no number at step" in done.stderr.splitlines()[-1]
+    assert "| learning_rate=0.001 | " in done.stdout
+
+
+def test_a_result_that_is_no_number_is_a_failure(trainer: Trainer, tmp_path: pathlib.Path) -> None:
+    first = sweep.sweep(EXP, str(tmp_path), seeds=2)
+    (file,) = tmp_path.glob("**/seed=1/result.json")
+    file.write_text('{"metric": "accuracy", "score": 0.5, "loss": NaN}')
+    again = sweep.sweep(EXP, str(tmp_path), seeds=2)
+    assert again.points[0].values == (first.points[0].values[0], None)
+    assert again.failed == {str(file.parent): "its loss is no number"}
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b'{"score": 0.', b"\xff\xfe\x00", b"[1]", b"{}", b'{"metric": "f1", "score": null}']
+)
+def test_a_damaged_result_is_named_with_its_cure(content: bytes, trainer: Trainer, tmp_path: pathlib.Path) -> None:
+    sweep.sweep(EXP, str(tmp_path))
+    (file,) = tmp_path.glob("**/seed=0/result.json")
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=r"seed=0/result\.json is damaged .*: delete it, and the run evaluates"):
+        sweep.sweep(EXP, str(tmp_path))
 
 
 def test_grid_files(tmp_path: pathlib.Path) -> None:

@@ -130,6 +130,10 @@ class Task(abc.ABC):
         """The files of training and validation, as `tables.path_of` takes them; none where there are no such files."""
         return ()
 
+    def corpora(self) -> tuple[str, ...]:
+        """The directories of the token stores that it reads; none where it reads files."""
+        return ()
+
     @abc.abstractmethod
     def source(self, split: str, length: int, context: Context) -> Source:
         """The examples of "train" or of one of `validation()` and `tests()`, at most `length` tokens each."""

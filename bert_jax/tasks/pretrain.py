@@ -72,6 +72,9 @@ class Pretrain(Task):
     def tokenizer(self) -> Tokenizer:
         return self.open().tokenizer
 
+    def corpora(self) -> tuple[str, ...]:
+        return (self.corpus,)
+
     def source(self, split: str, length: int, context: Context) -> Source:
         passes = self.dupe_factor if split == "train" else 1
         return PairExamples(
