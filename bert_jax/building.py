@@ -2,39 +2,34 @@
 
 Worker processes split and tokenise, the parent appends in order. Every few seconds it commits: it flushes the files and
 records, atomically, how many documents of the input went in and how long each file is by then. Whoever goes on cuts
-the files back to those lengths and skips those documents, so a stop leaves no trace in the bytes.
+the files back to those lengths and skips those documents, so a stop leaves no trace in the bytes. With the lengths go
+the files' checksums: what went wrong on the disk meanwhile is noticed here, and later by whoever opens the corpus.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import functools
-import glob
-import hashlib
 import itertools
-import json
-import multiprocessing
 import os
 import pathlib
 import sys
-import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+import zlib
+from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from bert_jax import corpus, parallel, text, tokenizer
+from bert_jax import corpus, disk, parallel, text, tokenizer
 from bert_jax.config import differences, require
 from bert_jax.corpus import Corpus
 from bert_jax.text import Document
 from bert_jax.tokenizer import Tokenizer
 
 COMMIT_SECONDS = 10.0  # of work, which is what a kill may cost
-NOTHING = dict.fromkeys(("read", "bytes", "documents", "sentences", "tokens", "unknown", "name_bytes"), 0)
+NOTHING = dict.fromkeys(corpus.COUNTS, 0)
 
 
 def build(
@@ -52,15 +47,18 @@ def build(
     The calling script needs an `if __name__ == "__main__"`, unless there is one worker, which is the caller itself.
 
     Raises:
-      ValueError: where the directory holds another corpus, another process is building there, the sources hold no
-        text, have changed since the last stop, or (with errors="strict") have a byte that is not UTF-8.
+      ValueError: where the directory holds another corpus or a damaged one, another process is building there, the
+        sources hold no text, have changed since the last stop, or (with errors="strict") have a byte that is not UTF-8.
       OSError: where a source does not exist or the disk is full. What was done until then is kept.
       RuntimeError: where a worker process died. Likewise.
 
     Example:
       >>> build(["python-docs:stdlib"], tokenizer.load("vocab.txt"), "corpus").count("documents")
     """
+    require(str(directory) != "", "the directory of the corpus has an empty name")
+    require(workers is None or workers >= 1, f"workers must be 1 or more, not {workers}")
     directory = pathlib.Path(directory)
+    require(not directory.exists() or directory.is_dir(), f"{directory} is a file: name a directory for the corpus")
     documents = text.documents(sources, errors=errors, field=field)
     for source in sources:
         inside = pathlib.Path(source).is_dir() and directory.resolve().is_relative_to(pathlib.Path(source).resolve())
@@ -68,31 +66,32 @@ def build(
     dtype = np.dtype(np.uint16 if vocabulary.vocab_size <= 1 << 16 else np.uint32)
     identity = {
         "format": corpus.FORMAT,
-        "sources": [entry for source in sources for entry in _identity(source)],
+        "sources": text.identity(sources),
         "vocabulary": vocabulary.fingerprint,
         "errors": errors,
         "field": field,
         "dtype": dtype.name,
     }
-    directory.mkdir(parents=True, exist_ok=True)
-    with _alone(directory):
-        counts, last = _begin(directory, identity)
-        if counts is None:
-            print(f"{directory} already holds this corpus, complete: nothing to do", file=sys.stderr)
-            return Corpus.open(directory)
-        if counts["read"]:
-            _skip(documents, counts["read"], last, directory)
-            print(f"{directory}: going on after {counts['read']:,} documents", file=sys.stderr)
-        else:
-            vocabulary.save(directory)
-        encode = functools.partial(_encode, vocabulary, dtype)
-        workers = workers or len(os.sched_getaffinity(0))
-        with _Writer(directory, identity, counts, last, vocabulary.unk) as writer:
-            with contextlib.closing(parallel.parallel_map(encode, documents, workers)) as encoded:  # type: ignore[type-var]
-                for document, result in encoded:
-                    writer.append(document, result)
-            require(writer.counts["tokens"] > 0, f"no text in {', '.join(sources)}")
-            writer.finish()
+    with disk.room(directory, "make room and run the same command again"):
+        directory.mkdir(parents=True, exist_ok=True)
+        with disk.locked(directory, f"another process is building {directory}: wait for it, or stop it"):
+            begun = _begin(directory, identity)
+            if begun is None:
+                print(f"{directory} already holds this corpus, complete: nothing to do", file=sys.stderr)
+                return Corpus.open(directory)
+            if begun.counts["read"]:
+                text.skip(documents, begun.counts["read"], begun.last, directory)
+                print(f"{directory}: going on after {begun.counts['read']:,} documents", file=sys.stderr)
+            else:
+                vocabulary.save(directory)
+            encode = functools.partial(_encode, vocabulary, dtype)
+            workers = workers or len(os.sched_getaffinity(0))
+            with _Writer(directory, identity, begun, vocabulary.unk) as writer:
+                with contextlib.closing(parallel.parallel_map(encode, documents, workers)) as encoded:  # type: ignore[type-var]
+                    for document, result in encoded:
+                        writer.append(document, result)
+                require(writer.counts["tokens"] > 0, f"no text in {', '.join(sources)}")
+                writer.finish()
     return Corpus.open(directory)
 
 
@@ -105,7 +104,6 @@ class _Encoded(NamedTuple):
 
 
 def _encode(vocabulary: Tokenizer, dtype: np.dtype, document: Document) -> _Encoded:
-    _end_with_parent()
     paragraphs = text.paragraphs(document)
     sentences = [ids for sentence in text.split(paragraphs) if (ids := vocabulary.encode(sentence))]
     lengths = np.fromiter(map(len, sentences), np.int64, len(sentences))
@@ -113,42 +111,46 @@ def _encode(vocabulary: Tokenizer, dtype: np.dtype, document: Document) -> _Enco
     return _Encoded(tokens, lengths, len("\n".join(paragraphs).encode(errors="replace")))
 
 
-@functools.cache
-def _end_with_parent() -> None:
-    """Sees to it that a worker ends when its parent is killed; it would wait for work for ever."""
-    parent = multiprocessing.parent_process()
-    if parent is None:
-        return
+class _State(NamedTuple):
+    """How far a build is."""
 
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+    counts: dict[str, int]
+    last: str  # the label of the last document that is in
+    checksums: dict[str, int]  # of the files, as long as the counts say; of an older version's build, none
 
 
 class _Writer:
     """Appends documents to the files of a corpus and commits, now and then, how far they are good."""
 
-    def __init__(
-        self, directory: pathlib.Path, identity: dict[str, Any], counts: dict[str, int], last: str, unknown: int
-    ) -> None:
-        self.directory, self.identity, self.counts, self._last = directory, identity, counts, last
+    def __init__(self, directory: pathlib.Path, identity: dict[str, Any], begun: _State, unknown: int) -> None:
+        self.directory, self.identity, self._state = directory, identity, begun
+        self._kept = begun.counts["read"]  # documents, by the last commit
         self._unknown = unknown
         self._files: dict[str, BinaryIO] = {}
-        self._bytes_before = counts["bytes"]
+        self._bytes_before = begun.counts["bytes"]
         self._began = self._committed = self._said = time.monotonic()
         plain = all(entry["name"].endswith(".txt") for entry in identity["sources"])
         self._total = sum(entry.get("bytes", 0) for entry in identity["sources"]) if plain else 0  # 0: not known
 
+    @property
+    def counts(self) -> dict[str, int]:
+        return self._state.counts
+
     def __enter__(self) -> _Writer:
-        for name, size in corpus.sizes(self.counts, np.dtype(self.identity["dtype"])).items():
-            file = self._files[name] = open(self.directory / name, "ab")
-            if self.counts["read"]:
+        counts, last, committed = self._state
+        checksums = {}
+        for name, size in corpus.sizes(counts, np.dtype(self.identity["dtype"])).items():
+            path = self.directory / name
+            if counts["read"]:
+                checksums[name] = _unharmed(path, size, committed.get(name))
+            file = self._files[name] = open(path, "ab")
+            if counts["read"]:
                 file.truncate(size)  # forgets what a killed build wrote after its last commit
             else:
                 file.truncate(0)
                 file.write(bytes(size))  # the offset 0 that each file of offsets begins with
+                checksums[name] = zlib.crc32(bytes(size))
+        self._state = _State(counts, last, checksums)
         return self
 
     def append(self, document: Document, encoded: _Encoded) -> None:
@@ -165,13 +167,19 @@ class _Writer:
             "name_bytes": len(name),
         }
         after = {key: value + added[key] for key, value in self.counts.items()}
+        checksums = dict(self._state.checksums)
         if kept:
-            self._files[corpus.TOKENS].write(encoded.tokens.data)
-            self._files[corpus.SENTENCES].write((self.counts["tokens"] + np.cumsum(encoded.lengths)).data)
-            self._files[corpus.DOCUMENTS].write(np.int64(after["sentences"]).tobytes())
-            self._files[corpus.NAMES].write(name)
-            self._files[corpus.NAME_ENDS].write(np.int64(after["name_bytes"]).tobytes())
-        self.counts, self._last = after, _label(document)
+            data: dict[str, Any] = {
+                corpus.TOKENS: encoded.tokens.data,
+                corpus.SENTENCES: (self.counts["tokens"] + np.cumsum(encoded.lengths)).data,
+                corpus.DOCUMENTS: np.int64(after["sentences"]).tobytes(),
+                corpus.NAMES: name,
+                corpus.NAME_ENDS: np.int64(after["name_bytes"]).tobytes(),
+            }
+            for file, part in data.items():
+                self._files[file].write(part)
+                checksums[file] = zlib.crc32(part, checksums[file])
+        self._state = _State(after, text.label(document), checksums)  # at once: a signal may come at any time
         now = time.monotonic()
         if now - self._said > (0.5 if sys.stderr.isatty() else 30):
             self._say(now)
@@ -179,15 +187,17 @@ class _Writer:
             self.commit()
 
     def commit(self) -> None:
+        state = self._state
         for file in self._files.values():
             file.flush()
             os.fsync(file.fileno())
-        _write_json(self.directory / corpus.PROGRESS, {**self.identity, "counts": self.counts, "last": self._last})
-        self._committed = time.monotonic()
+        disk.write_json(self.directory / corpus.PROGRESS, {**self.identity, **state._asdict()})
+        self._kept, self._committed = state.counts["read"], time.monotonic()
 
     def finish(self) -> None:
         self.commit()
-        _write_json(self.directory / corpus.MANIFEST, {**self.identity, "counts": self.counts, "complete": True})
+        done = {"counts": self.counts, "checksums": self._state.checksums, "complete": True}
+        disk.write_json(self.directory / corpus.MANIFEST, {**self.identity, **done})
         (self.directory / corpus.PROGRESS).unlink()
         self._say(time.monotonic())
         if sys.stderr.isatty():
@@ -201,16 +211,15 @@ class _Writer:
         for file in self._files.values():
             with contextlib.suppress(OSError):
                 file.close()
-        done = f"after {self.counts['read']:,} documents"
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            raise OSError(
-                errno.ENOSPC,
-                f"the disk of {self.directory} is full {done}: make room and run the same command again, it goes on",
-            ) from None
+        if isinstance(error, OSError):
+            kept = f"{self._kept:,} documents are kept: make room and run the same command again, it goes on"
+            with disk.room(self.directory, kept):
+                raise error
         if isinstance(error, BrokenProcessPool):
             raise RuntimeError(
-                f"a worker process died {done} (out of memory?): run the same command again, with fewer workers, it "
-                'goes on. (A script of your own that calls build needs an `if __name__ == "__main__"`.)'
+                f"a worker process died after {self._kept:,} documents (out of memory?): run the same command again, "
+                "with fewer workers, it goes on. (A script of your own that calls build needs an "
+                '`if __name__ == "__main__"`.)'
             ) from None
 
     def _say(self, now: float) -> None:
@@ -227,24 +236,23 @@ class _Writer:
         print(before + line, end=after, file=sys.stderr, flush=True)
 
 
-@contextlib.contextmanager
-def _alone(directory: pathlib.Path) -> Iterator[None]:
-    """Keeps a second build out. The lock is freed when the process ends, however it ends."""
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError:
-        raise ValueError(f"another process is building {directory}: wait for it, or stop it") from None
-    finally:
-        os.close(handle)
+def _unharmed(path: pathlib.Path, size: int, expected: int | None) -> int:
+    """The checksum of the first `size` bytes of a file, which an earlier build has committed."""
+    found = disk.checksum(path, size) if path.exists() and path.stat().st_size >= size else None
+    require(
+        found is not None and expected in (None, found),
+        f"{path} is damaged: it is not what the build had written when it stopped. Delete {path.parent} and build the "
+        "corpus again",
+    )
+    assert found is not None
+    return found
 
 
-def _begin(directory: pathlib.Path, identity: dict[str, Any]) -> tuple[dict[str, int] | None, str]:
-    """The counts to go on from, None where the corpus is complete, and the label of the last document that is in it."""
+def _begin(directory: pathlib.Path, identity: dict[str, Any]) -> _State | None:
+    """What to go on from; None where the corpus is complete."""
     complete = (directory / corpus.MANIFEST).exists()
     record = directory / (corpus.MANIFEST if complete else corpus.PROGRESS)
-    found = corpus.read_json(record) if record.exists() else None
+    found = corpus.read_record(record) if record.exists() else None
     if found is None:  # so far not ours: overwrite nothing
         taken = [name for name in corpus.sizes(NOTHING, np.dtype(np.uint16)) if (directory / name).exists()]
         with contextlib.suppress(FileNotFoundError):
@@ -252,8 +260,9 @@ def _begin(directory: pathlib.Path, identity: dict[str, Any]) -> tuple[dict[str,
                 taken.append("another vocabulary")
         require(not taken, f"{directory} is no corpus and holds {', '.join(taken)}: choose another directory")
     if found is None or (not complete and found["counts"]["tokens"] == 0):
-        _write_json(directory / corpus.PROGRESS, {**identity, "counts": NOTHING, "last": ""})
-        return NOTHING, ""
+        state = _State(NOTHING, "", {})
+        disk.write_json(directory / corpus.PROGRESS, {**identity, **state._asdict()})
+        return state
     differ = differences({key: found.get(key) for key in identity}, identity)
     require(
         not differ,
@@ -261,44 +270,4 @@ def _begin(directory: pathlib.Path, identity: dict[str, Any]) -> tuple[dict[str,
         + "".join(f"  {line}\n" for line in differ)
         + "choose another directory, or delete this one",
     )
-    return (None if complete else found["counts"]), found.get("last", "")
-
-
-def _skip(documents: Iterator[Document], count: int, last: str, directory: pathlib.Path) -> None:
-    """Passes over the first `count` documents; the last of them must be `last`, or the input is not what it was."""
-    skipped = next(itertools.islice(documents, count - 1, None), None)
-    label = "the end of the input" if skipped is None else _label(skipped)
-    require(
-        label == last,
-        f"the input has changed since the build of {directory} stopped: document {count:,} was {last} and is {label}: "
-        "delete the directory and build it again",
-    )
-
-
-def _label(document: Document) -> str:
-    return f"{document.name} ({len(document.text):,} characters)"
-
-
-def _identity(source: str) -> list[dict[str, Any]]:
-    """Name, size and hash of each file of a source. Of other sources (python-docs, tfds:...) only the name is known."""
-    path = pathlib.Path(source)
-    if path.is_dir():
-        found: Iterable[pathlib.Path] = path.rglob("*")
-    else:
-        found = [path] if path.exists() else map(pathlib.Path, glob.glob(source, recursive=True))
-    entries = []
-    for file in sorted(file for file in found if file.is_file()):
-        with open(file, "rb") as content:
-            digest = hashlib.file_digest(content, "sha256").hexdigest()
-        entries.append({"name": file.name, "bytes": file.stat().st_size, "sha256": digest})
-    return entries or [{"name": source}]
-
-
-def _write_json(path: pathlib.Path, value: dict[str, Any]) -> None:
-    """Whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w") as file:
-        json.dump(value, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    return None if complete else _State(found["counts"], found["last"], found.get("checksums", {}))

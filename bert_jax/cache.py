@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
 import json
@@ -10,16 +9,19 @@ import math
 import os
 import pathlib
 import shutil
+import sys
+import tokenize
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
-from bert_jax import files
+from bert_jax import disk, files
 from bert_jax.config import require
 
 Make = Callable[[str, tuple[int, ...], Any], np.ndarray]  # (name, shape, dtype) -> an array on disk, to be filled
 
+CURE = "make room, or name another folder with --cache_dir, and run the same command again"
 _KEY = "key.json"
 
 
@@ -68,49 +70,71 @@ def arrays(directory: str, key: Mapping[str, Any], build: Callable[[Make], None]
     found = _open(folder, known)
     if found is not None:
         return found
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # let go of when the process ends, however it does
-        found = _open(folder, known)
-        if found is not None:
-            return found
-        partial = folder.with_suffix(".partial")
-        for leftover in (partial, folder):  # of a process that was killed; and what is damaged
-            shutil.rmtree(leftover, ignore_errors=True)
-        partial.mkdir()
-        try:
-            made: dict[str, np.ndarray] = {}
-
-            def make(name: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-                made[name] = _new(partial / f"{name}.npy", shape, np.dtype(dtype))
-                return made[name]
-
-            build(make)
-            for array in made.values():
-                if isinstance(array, np.memmap):
-                    array.flush()  # before it gets its name: a power cut must not leave zeros of the right size
-            sizes = {name: [list(array.shape), array.dtype.str] for name, array in made.items()}
-            (partial / _KEY).write_text(json.dumps({"key": known, "arrays": sizes}, indent=1) + "\n")
-            partial.rename(folder)
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
+    with disk.room(folder.parent, CURE):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with folder.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # let go of when the process ends, however it does
+            found = _open(folder, known)
+            if found is not None:
+                return found
+            if folder.exists():
+                print(f"{folder} is damaged: what it keeps is made again", file=sys.stderr)
+            _build(folder, known, build)
     found = _open(folder, known)
+    require(
+        found is not None,
+        f"{folder} is damaged as soon as it is written: check the disk, or name another folder with --cache_dir",
+    )
     assert found is not None
     return found
 
 
+def _build(folder: pathlib.Path, key: Any, build: Callable[[Make], None]) -> None:
+    """Makes `folder`, which gets its name once it is whole."""
+    partial = folder.with_suffix(".partial")
+    for leftover in (partial, folder):  # of a process that was killed; and what is damaged
+        shutil.rmtree(leftover, ignore_errors=True)
+    try:
+        partial.mkdir()
+        made: dict[str, np.ndarray] = {}
+
+        def make(name: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+            made[name] = _new(partial / f"{name}.npy", shape, np.dtype(dtype))
+            return made[name]
+
+        build(make)
+        entries = {}
+        for name, array in made.items():
+            if isinstance(array, np.memmap):
+                array.flush()  # before it gets its name: a power cut must not leave zeros of the right size
+            entries[name] = [list(array.shape), array.dtype.str, disk.checksum(partial / f"{name}.npy")]
+        (partial / _KEY).write_text(json.dumps({"key": key, "arrays": entries}, indent=1) + "\n")
+        partial.rename(folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
 def _open(folder: pathlib.Path, key: Any) -> dict[str, np.ndarray] | None:
-    """The arrays in `folder`; None where they are not there, or their files are not what was written."""
+    """The arrays in `folder`; None where they are not there, or their files are not what was written.
+
+    What an older version wrote has no checksums: of it, types and shapes are checked.
+    """
     try:
         known = json.loads((folder / _KEY).read_text())
         if known["key"] != key:
             return None
-        found = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in known["arrays"]}
-        whole = all([list(a.shape), a.dtype.str] == known["arrays"][name] for name, a in found.items())
-    except (OSError, ValueError, KeyError, TypeError):
+        found = {}
+        for name, (shape, dtype, *checksum) in known["arrays"].items():
+            file = folder / f"{name}.npy"
+            if checksum and not disk.intact(file, checksum[0]):
+                return None
+            found[name] = np.load(file, mmap_mode="r")
+            if [list(found[name].shape), found[name].dtype.str] != [shape, dtype]:
+                return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, SyntaxError, tokenize.TokenError):
         return None
-    return found if whole else None
+    return found
 
 
 def _new(path: pathlib.Path, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
@@ -120,15 +144,7 @@ def _new(path: pathlib.Path, shape: tuple[int, ...], dtype: np.dtype) -> np.ndar
         return np.zeros(shape, dtype)
     array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
     if hasattr(os, "posix_fallocate"):
-        try:
-            with path.open("r+b") as file:
-                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-        except OSError as error:
-            if error.errno != errno.ENOSPC:
-                raise
-            raise OSError(
-                errno.ENOSPC,
-                f"no room for {array.nbytes / 1e9:.2f} GB in {path.parent.parent}: make room, or name another folder "
-                "with --cache_dir",
-            ) from None
+        missing = f"{array.nbytes / 1e6:,.1f} MB are needed; {CURE}"
+        with disk.room(path.parent.parent, missing), path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
     return array

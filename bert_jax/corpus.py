@@ -12,11 +12,13 @@ import itertools
 import json
 import os
 import pathlib
+import sys
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 
-from bert_jax import tokenizer
+from bert_jax import disk, tokenizer
 from bert_jax.config import require
 from bert_jax.tokenizer import Tokenizer
 
@@ -24,6 +26,8 @@ FORMAT = 1  # of the directory
 MANIFEST, PROGRESS = "manifest.json", "progress.json"  # of a complete corpus, and of a half-built one
 TOKENS, SENTENCES, DOCUMENTS = "tokens.bin", "sentences.bin", "documents.bin"
 NAMES, NAME_ENDS = "names.txt", "name_ends.bin"
+COUNTS = ("read", "bytes", "documents", "sentences", "tokens", "unknown", "name_bytes")  # that a manifest has
+LARGE = 1 << 31  # bytes: reading so many to verify them may take a while, and is said
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -39,8 +43,11 @@ class Corpus:
     documents: np.ndarray  # int64 [documents + 1]
 
     @classmethod
-    def open(cls, directory: str | os.PathLike[str]) -> Corpus:
-        """Maps the corpus that `build` wrote to `directory`; reads next to nothing.
+    def open(cls, directory: str | os.PathLike[str], *, verify: bool = True) -> Corpus:
+        """Maps the corpus that `build` wrote to `directory`.
+
+        `verify` reads all of it once, to hold it against its checksums; a process does so at the first call. A corpus
+        that an older version built has none: of it, as without `verify`, only the sizes are checked.
 
         Raises:
           ValueError: where there is none, it is half-built or damaged, or another version wrote it.
@@ -53,19 +60,24 @@ class Corpus:
                 if half
                 else f"{directory} holds no corpus ({MANIFEST} is missing): build one with scripts/build_corpus.py"
             )
-        manifest = read_json(directory / MANIFEST)
-        require(
-            manifest.get("format") == FORMAT,
-            f"{directory} holds a corpus of format {manifest.get('format')}, and this version reads format {FORMAT}: "
-            "build it again into another directory",
-        )
-        for name, size in sizes(manifest["counts"], np.dtype(manifest["dtype"])).items():
+        manifest = read_record(directory / MANIFEST)
+        expected = sizes(manifest["counts"], np.dtype(manifest["dtype"]))
+        for name, size in expected.items():
             path = directory / name
             found = path.stat().st_size if path.exists() else None
             require(
                 found == size,
                 f"{directory} is damaged: {name} {'is missing' if found is None else f'has {found:,} bytes'}, and its "
                 f"manifest tells of {size:,}: delete the directory and build it again",
+            )
+        checksums = manifest.get("checksums", {}) if verify else {}
+        if checksums and sum(expected.values()) > LARGE:
+            print(f"{directory}: verifying {sum(expected.values()) / 1e9:.1f} GB", file=sys.stderr)
+        for name, checksum in checksums.items():
+            require(
+                disk.intact(directory / name, checksum),
+                f"{directory} is damaged: {name} has not the checksum that its manifest tells of. Delete the directory "
+                "and build it again, or take it from a copy",
             )
 
         def mapped(name: str, kind: np.dtype) -> np.ndarray:
@@ -80,8 +92,8 @@ class Corpus:
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Another process maps the same files instead of receiving their content."""
-        return Corpus.open, (self.directory,)
+        """Another process maps the same files, which this one has verified, instead of receiving their content."""
+        return functools.partial(Corpus.open, verify=False), (self.directory,)
 
     def count(self, of: str) -> int:
         """How many "documents", "sentences" or "tokens" there are, "bytes" of text, or "unknown" tokens."""
@@ -89,13 +101,23 @@ class Corpus:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Tells corpora apart by what they were made from."""
+        """Tells corpora apart by what they were made from, and by their contents where they have checksums."""
         return hashlib.sha256(json.dumps(self.manifest, sort_keys=True).encode()).hexdigest()
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer that made the corpus, from the copy beside it."""
-        return tokenizer.load(self.directory)
+        """The tokenizer that made the corpus, from the copy beside it.
+
+        Raises:
+          ValueError: where that is damaged, or another one.
+        """
+        found = tokenizer.load(self.directory)
+        require(
+            found.fingerprint == self.manifest["vocabulary"],
+            f"the vocabulary in {self.directory} is not the one that made the corpus: copy that one there again "
+            f"(its fingerprint is {self.manifest['vocabulary'][:12]}), or build the corpus again",
+        )
+        return found
 
     def check_vocabulary(self, fingerprint: str) -> None:
         """Raises `ValueError` where the tokens are of another vocabulary than the one with this `fingerprint`."""
@@ -160,8 +182,53 @@ def sizes(counts: dict[str, int], dtype: np.dtype) -> dict[str, int]:
     }
 
 
+def read_record(path: pathlib.Path) -> dict[str, Any]:
+    """What a corpus's manifest.json or progress.json says.
+
+    Raises:
+      ValueError: where it is damaged, or of another format.
+    """
+    record = read_json(path)
+    require(
+        record.get("format") == FORMAT,
+        f"{path.parent} holds a corpus of format {record.get('format')}, and this version reads format {FORMAT}: "
+        "build it again into another directory",
+    )
+    wrong = [name for name, right in _FIELDS.items() if name not in record or not right(record[name])]
+    wrong += [name for name in ["last"] if path.name == PROGRESS and not isinstance(record.get(name), str)]
+    wrong += ["checksums"] if not _whole_numbers(record.get("checksums", {}), ()) else []
+    require(
+        not wrong,
+        f"{path} is damaged ({', '.join(wrong)} missing or wrong): delete {path.parent} and build the corpus again",
+    )
+    return record
+
+
+def _whole_numbers(values: Any, names: Iterable[str]) -> bool:
+    return (
+        isinstance(values, dict)
+        and all(type(value) is int and value >= 0 for value in values.values())
+        and values.keys() >= set(names)
+    )
+
+
+_FIELDS: dict[str, Callable[[Any], bool]] = {
+    "sources": lambda value: isinstance(value, list) and all(isinstance(one, dict) and "name" in one for one in value),
+    "vocabulary": lambda value: isinstance(value, str),
+    "dtype": lambda value: value in ("uint16", "uint32"),
+    "counts": lambda value: _whole_numbers(value, COUNTS),
+}
+
+
 def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """The object in a JSON file of a corpus.
+
+    Raises:
+      ValueError: where there is none in it.
+    """
     try:
-        return json.loads(path.read_text())
+        value = json.loads(path.read_text())
+        require(isinstance(value, dict), "it holds no JSON object")
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}): delete {path.parent} and build the corpus again") from None
+    return value

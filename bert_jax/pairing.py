@@ -20,12 +20,14 @@ import pathlib
 import sys
 import tempfile
 import time
+import tokenize
 import uuid
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from bert_jax import disk
 from bert_jax.config import require
 from bert_jax.corpus import Corpus
 
@@ -42,6 +44,7 @@ ROW = np.dtype(
 )
 BLOCK = 1 << 17  # sentences that are paired at once, which bounds the memory
 INDEX = "index"  # the folder in a corpus's directory
+CHECKED = b"crc32 "  # how the end of an index file begins; the checksum of all before it follows
 
 
 def held_out(corpus: Corpus, share: float, seed: int) -> np.ndarray:
@@ -185,7 +188,8 @@ class Pass:
 def index(corpus: Corpus, which: Pass) -> np.ndarray:
     """The rows [examples] of a pass, memory-mapped from a file beside the corpus that is written at first use.
 
-    Where the corpus lies read-only, the file goes to the directory for temporary files (TMPDIR).
+    Where the corpus lies read-only, the file goes to the directory for temporary files (TMPDIR). A file that is not
+    what was written to it is made again.
 
     Raises:
       OSError: where the disk is full.
@@ -198,19 +202,30 @@ def index(corpus: Corpus, which: Pass) -> np.ndarray:
     private = pathlib.Path(tempfile.gettempdir()) / f"bert_jax-{getpass.getuser()}" / "index"
     homes = [corpus.directory / INDEX, private]
     for home in homes:
+        rows = _mapped(home / name)
+        if rows is not None:
+            return rows
         if (home / name).exists():
-            return _mapped(home / name)
+            print(f"{home / name} is damaged: the example index is made again", file=sys.stderr)
+    cure = (
+        "make room for the example index and run the same command again. The corpus and the indexes that are complete "
+        f"stand; those of other lengths and seeds in {INDEX}/ may be deleted"
+    )
     for home in homes:
         temporary = home / f".{name}.{uuid.uuid4().hex[:8]}"
         try:
-            home.mkdir(parents=True, exist_ok=True)
-            with open(temporary, "xb") as file:
-                _write(file, corpus, which)
-            os.replace(temporary, home / name)  # whole or not at all, whoever else writes it meanwhile
-            return _mapped(home / name)
+            with disk.room(home, cure):
+                home.mkdir(parents=True, exist_ok=True)
+                with open(temporary, "xb") as file:
+                    _write(file, corpus, which)
+                with open(temporary, "ab") as file:
+                    file.write(CHECKED + disk.checksum(temporary).to_bytes(4, "little"))
+                os.replace(temporary, home / name)  # whole or not at all, whoever else writes it meanwhile
+            rows = _mapped(home / name)
+            require(rows is not None, f"{home / name} is damaged as soon as it is written: check the disk")
+            assert rows is not None
+            return rows
         except OSError as error:
-            if error.errno == errno.ENOSPC:
-                raise OSError(errno.ENOSPC, f"the disk of {home} is full: no room for the example index") from None
             if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
                 raise
         finally:
@@ -242,8 +257,36 @@ def _header(file: BinaryIO, count: int) -> None:
     np.lib.format.write_array_header_1_0(file, header)
 
 
-def _mapped(path: pathlib.Path) -> np.ndarray:
-    return np.asarray(np.load(path, mmap_mode="r"))  # a plain view of the map: indexing np.memmap itself is slow
+def _mapped(path: pathlib.Path) -> np.ndarray | None:
+    """The rows in a file; None where there is none, or it is not what was written: cut short, or changed since.
+
+    A file that an older version wrote has no checksum at its end.
+    """
+    if not path.exists():
+        return None
+    size, end = path.stat().st_size, len(CHECKED) + 4
+    with open(path, "rb") as file:
+        file.seek(max(size - end, 0))
+        tail = file.read()
+    checked = tail.startswith(CHECKED)
+    if checked and not disk.intact(path, int.from_bytes(tail[-4:], "little"), size - end):
+        return None
+    try:
+        rows = np.load(path, mmap_mode="r")
+    except (ValueError, EOFError, SyntaxError, tokenize.TokenError):  # NumPy parses the header
+        return None
+    if rows.dtype != ROW or rows.ndim != 1 or rows.offset + rows.nbytes + end * checked != size:
+        return None
+    return np.asarray(rows)  # a plain view of the map: indexing np.memmap itself is slow
+
+
+def damaged(corpus: Corpus) -> list[pathlib.Path]:
+    """The index files beside a corpus that are not what was written to them."""
+    return [path for path in _files(corpus) if _mapped(path) is None]
+
+
+def _files(corpus: Corpus) -> list[pathlib.Path]:
+    return sorted((corpus.directory / INDEX).glob("*.npy"))
 
 
 class PairExamples:
@@ -371,6 +414,7 @@ def describe(corpus: Corpus, length: int = 128, examples: int = 4) -> str:
             spans = [(row["a_start"], row["a_length"]), (row["b_start"], row["b_length"])]
             a, b = (corpus.tokenizer.decode(corpus.tokens[start : start + size].tolist()) for start, size in spans)
             lines.append(f"{'random B' if row['is_random'] else 'is next':<12}[CLS] {a} [SEP] {b} [SEP]")
-    for path in sorted((corpus.directory / INDEX).glob("*.npy")):
-        lines.append(f"index       {path.name}, {len(_mapped(path)):,} examples")
+    for path in _files(corpus):
+        found = _mapped(path)
+        lines.append(f"index       {path.name}, {'damaged' if found is None else f'{len(found):,} examples'}")
     return "\n".join(lines)

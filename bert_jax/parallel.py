@@ -5,7 +5,9 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
@@ -24,7 +26,7 @@ def parallel_map(
     A few dozen batches are under way at a time, so memory is bounded by them and not by `documents`. `function` is
     pickled once for each worker: a top-level function, or a `functools.partial` of one. Workers are spawned, not
     forked, since a fork of a process in which JAX has started threads can hang: a script needs its
-    `if __name__ == "__main__"`.
+    `if __name__ == "__main__"`. They end with this process, however it ends.
 
     Raises:
       Whatever `function` or `documents` raises; `BrokenProcessPool` where a worker dies.
@@ -65,7 +67,21 @@ def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
 _function: Callable[[Document], Any]  # of a worker
 
 
+def end_with_parent() -> None:
+    """Ends this process, one of `multiprocessing`, when its parent ends, however it does: no work comes any more."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True, name="end with parent").start()
+
+
 def _start(function: Callable[[Document], Any]) -> None:
+    end_with_parent()  # first of all, before there is any work
     global _function
     _function = function
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it too, and ends the pool

@@ -10,6 +10,7 @@ import bz2
 import dataclasses
 import glob
 import gzip
+import hashlib
 import io
 import itertools
 import json
@@ -60,7 +61,11 @@ def documents(sources: Sequence[str], *, errors: str = "strict", field: str = "t
     """
     require(not isinstance(sources, str), f"sources must be a list, not the string {sources!r}")
     require(errors in ("strict", "replace"), f"errors must be strict or replace, not {errors!r}")
-    require(len(sources) > 0, "no sources: name a file, a directory, tfds:NAME or python-docs")
+    require(
+        len(sources) > 0 and all(sources),
+        "no sources, or an empty one (a comma too many?): name a file, a directory, tfds:NAME or python-docs",
+    )
+    require(field != "", "field must name the field of JSON lines and TFDS sets that holds the text")
     return itertools.chain.from_iterable([_never_empty(source, _read(source, errors, field)) for source in sources])
 
 
@@ -109,6 +114,45 @@ def _cut(text: str, twin: str) -> Iterator[str]:
     for sentence in sentencex.segment("en", twin):
         yield text[start : start + len(sentence)]
         start += len(sentence)
+
+
+def identity(sources: Sequence[str]) -> list[dict[str, Any]]:
+    """Name, size and hash of each file of the sources; of others (python-docs, tfds:...) only the name is known."""
+    return [entry for source in sources for entry in _identity(source)]
+
+
+def _identity(source: str) -> list[dict[str, Any]]:
+    path = pathlib.Path(source)
+    if path.is_dir():
+        found: Iterable[pathlib.Path] = path.rglob("*")
+    else:
+        found = [path] if path.exists() else map(pathlib.Path, glob.glob(source, recursive=True))
+    entries = []
+    for file in sorted(file for file in found if file.is_file()):
+        with open(file, "rb") as content:
+            digest = hashlib.file_digest(content, "sha256").hexdigest()
+        entries.append({"name": file.name, "bytes": file.stat().st_size, "sha256": digest})
+    return entries or [{"name": source}]
+
+
+def label(document: Document) -> str:
+    """Tells a document from its neighbours, for `skip`."""
+    return f"{document.name} ({len(document.text):,} characters)"
+
+
+def skip(documents: Iterator[Document], count: int, last: str, directory: str | os.PathLike[str]) -> None:
+    """Passes over the first `count` documents, which `directory` holds.
+
+    Raises:
+      ValueError: where the last of them has not the label `last`: the input is not what it was.
+    """
+    skipped = next(itertools.islice(documents, count - 1, None), None)
+    found = "the end of the input" if skipped is None else label(skipped)
+    require(
+        found == last,
+        f"the input has changed since the build of {directory} stopped: document {count:,} was {last} and is {found}: "
+        "delete the directory and build it again",
+    )
 
 
 def at_most(texts: Iterable[str], size: int) -> Iterator[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import io
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import sentencepiece
@@ -14,6 +14,13 @@ import tokenizers
 from bert_jax import words
 from bert_jax.config import require
 from bert_jax.tokenizer import MAX_WORD, SPECIAL, SentencePiece, Tokenizer, WordPiece, encodable
+
+LARGEST = 10_000_000  # pieces; the libraries that learn them reserve memory for so many, and abort where there is none
+
+
+def _check(size: int, coverage: float) -> None:
+    require(0 < size <= LARGEST, f"a vocabulary has 1 to {LARGEST:,} pieces, not {size:,}")
+    require(0 < coverage <= 1, f"coverage must lie above 0, and at 1 at most, not {coverage}")
 
 
 def describe(vocabulary: Tokenizer, texts: Sequence[str]) -> str:
@@ -30,7 +37,33 @@ def describe(vocabulary: Tokenizer, texts: Sequence[str]) -> str:
 def train_wordpiece(
     texts: Iterable[str], size: int, *, lower: bool = True, coverage: float = 0.9999, min_count: int = 2
 ) -> WordPiece:
-    """A vocabulary of at most `size` pieces; the same texts give the same one, in any order.
+    """A vocabulary of at most `size` pieces of the words in `texts`; see `wordpiece_of`."""
+    counts = added(collections.Counter(words.split(text, lower)) for text in texts)
+    return wordpiece_of(counts, size, lower=lower, coverage=coverage, min_count=min_count)
+
+
+def count_words(texts: Iterable[str], lower: bool) -> collections.Counter[str]:
+    """How often each word occurs, as WordPiece cuts words."""
+    counts: collections.Counter[str] = collections.Counter()
+    for text in texts:
+        counts.update(words.split(text, lower))
+    return counts
+
+
+def added(parts: Iterable[Mapping[str, int]]) -> collections.Counter[str]:
+    """The sum of counts; above 10 million words, without those that came once."""
+    counts: collections.Counter[str] = collections.Counter()
+    for part in parts:
+        counts.update(part)
+        if len(counts) > 10_000_000:  # bounds the memory at 2 GB; what came once in so much text is noise
+            counts = collections.Counter({word: count for word, count in counts.items() if count > 1})
+    return counts
+
+
+def wordpiece_of(
+    counts: collections.Counter[str], size: int, *, lower: bool = True, coverage: float = 0.9999, min_count: int = 2
+) -> WordPiece:
+    """A vocabulary of at most `size` pieces; the same counts of words give the same one, in any order.
 
     The special tokens lie where BERT-Base has them: [PAD] at 0, the others at 100 to 103, between [unused] pieces;
     below a size of 1,000 they are the first five. Then come single characters, the most frequent ones that make up the
@@ -38,13 +71,9 @@ def train_wordpiece(
     Merges seen fewer than `min_count` times are left out, so a short text gives fewer than `size` pieces.
 
     Raises:
-      ValueError: no words in `texts`, or `size` has no room for the characters.
+      ValueError: no words in `counts`, or `size` has no room for the characters or is above `LARGEST`.
     """
-    counts: collections.Counter[str] = collections.Counter()
-    for text in texts:
-        counts.update(words.split(text, lower))
-        if len(counts) > 10_000_000:  # bounds the memory at 2 GB; what came once in so much text is noise
-            counts = collections.Counter({word: count for word, count in counts.items() if count > 1})
+    _check(size, coverage)
     require(bool(counts), "no words to make a vocabulary of: the input is empty")
     alphabet = _alphabet(counts, coverage)
     kept = sorted(word for word in counts if alphabet.issuperset(word) and len(word) <= MAX_WORD)
@@ -101,8 +130,10 @@ def train_sentencepiece(
     `texts` are sentences or paragraphs; the library leaves out those above 64 KB. `lower` folds case (NFKC_CF).
 
     Raises:
-      ValueError: an empty input, or a size that the library finds too large or too small for it (in its words).
+      ValueError: an empty input, or a size that the library finds too large or too small for it (in its words), or
+        above `LARGEST`.
     """
+    _check(size, coverage)
     require(kind in ("unigram", "bpe"), f"kind must be unigram or bpe, not {kind!r}")
     model = io.BytesIO()
     pad, unk, *controls = SPECIAL

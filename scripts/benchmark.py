@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -28,7 +29,7 @@ import numpy as np
 import optax
 from absl import app, flags
 
-from bert_jax import config, data, sharding
+from bert_jax import config, data, parallel, sharding
 from bert_jax.experiment import Experiment
 from bert_jax.program import Program
 from bert_jax.tasks.base import Context
@@ -47,15 +48,11 @@ SIZES = {
 FLAGS = flags.FLAGS
 flags.DEFINE_string("corpus", "", "a corpus's directory: the input pipeline, from index to device, takes turns too")
 flags.DEFINE_enum("size", "base", list(SIZES), "the model")
-flags.DEFINE_integer("batch", 8, "sequences per step", lower_bound=1)
-flags.DEFINE_integer("length", 128, "tokens per sequence", lower_bound=8)
-flags.DEFINE_integer("rounds", 7, "how often each contender has its turn", lower_bound=1)
+flags.DEFINE_integer("batch", 8, "sequences per step", lower_bound=1, upper_bound=1 << 20)
+flags.DEFINE_integer("length", 128, "tokens per sequence", lower_bound=8, upper_bound=1 << 16)
+flags.DEFINE_integer("rounds", 7, "how often each contender has its turn", lower_bound=1, upper_bound=10_000)
 flags.DEFINE_float(
-    "seconds",
-    10.0,
-    "how long a turn lasts at least: a first step finds its memory cold",
-    lower_bound=0,
-    upper_bound=3600,
+    "seconds", 10.0, "how long a turn lasts at least: a first step finds its memory cold", 1e-6, 86_400.0
 )
 flags.DEFINE_list("against", [], "torch, flax: Hugging Face's BertForPreTraining in PyTorch, in Flax")
 flags.DEFINE_multi_string("set", [], "a field of our encoder to change, such as --set=scan=true")
@@ -208,39 +205,44 @@ def on_random_batch(
     name: str,
     batch: int,
     length: int,
-    changes: list[str],
+    changes: dict[str, str],
 ) -> Step:
     """A contender at the size of that name, on sequences without padding."""
     size = encoder_of(name, changes)
     return make(size, random_batch(batch, length, size.vocab_size))
 
 
-def encoder_of(name: str, changes: list[str]) -> config.Encoder:
+def encoder_of(name: str, changes: dict[str, str]) -> config.Encoder:
     layers, hidden = SIZES[name]
     size = config.Encoder(layers=layers, hidden=hidden, heads=hidden // 64, scan=jax.default_backend() == "tpu")
-    return config.override(size, pairs(changes))
+    return config.override(size, changes)
 
 
-def pairs(changes: list[str]) -> dict[str, str]:
-    """--set's values by field.
+def changes_of(given: list[str]) -> dict[str, str]:
+    """What `--set=FIELD=VALUE` asks for.
 
     Raises:
-      ValueError: at one that has no equals sign.
+      app.UsageError: where one is of another form.
     """
-    for change in changes:
-        config.require("=" in change, f"--set takes FIELD=VALUE, not {change!r}")
-    return dict(change.split("=", 1) for change in changes)
+    for change in given:
+        if "=" not in change:
+            raise app.UsageError(f"--set={change}: expected --set=FIELD=VALUE")
+    return dict(change.split("=", 1) for change in given)
 
 
 def serve(connection: multiprocessing.connection.Connection, make: Callable[[], Step], warm_up: int) -> None:
     """A contender's process: sends the device's name, then answers the length of a turn with the seconds per step."""
+    parallel.end_with_parent()
     try:
         step = make()
+        for _ in range(warm_up):
+            step()
     except ImportError as error:
         connection.send(error)
         return
-    for _ in range(warm_up):
-        step()
+    except (ValueError, OSError, MemoryError) as error:
+        connection.send(ValueError(str(error)))
+        return
     connection.send(jax.devices()[0].device_kind)
     while seconds := connection.recv():
         start, steps = time.perf_counter(), 0
@@ -256,23 +258,36 @@ def take_turns(
     """The device's name, and seconds per step of each contender, a number per round.
 
     This process itself holds no device: on a TPU, no other could have it then.
+
+    Raises:
+      ValueError: where a contender cannot run, or its process ends.
     """
     context = multiprocessing.get_context("spawn")
     connections, device = {}, ""
+
+    def answer(name: str, connection: multiprocessing.connection.Connection) -> Any:
+        try:
+            value = connection.recv()
+        except EOFError:
+            raise ValueError(f"{name}: its process has ended; what it said stands above") from None
+        if isinstance(value, ValueError):
+            raise ValueError(f"{name}: {value}")
+        return value
+
     for name, make in contenders.items():
         here, there = context.Pipe()
         context.Process(target=serve, args=(there, make, warm_up), daemon=True).start()
         there.close()
-        answer = here.recv()
-        if isinstance(answer, ImportError):
-            print(f'{name} is left out ({answer}): pip install torch "transformers<5"')
+        first = answer(name, here)
+        if isinstance(first, ImportError):
+            print(f'{name} is left out ({first}): pip install torch "transformers<5"')
         else:
-            connections[name], device = here, answer
+            connections[name], device = here, first
     times: dict[str, list[float]] = {name: [] for name in connections}
     for _ in range(rounds):
         for name, connection in connections.items():
             connection.send(seconds)
-            times[name].append(connection.recv())
+            times[name].append(answer(name, connection))
     for connection in connections.values():
         connection.send(0)
     return device, times
@@ -293,11 +308,16 @@ def main(argv: list[str]) -> None:
     contenders = {"bert_jax": ours, **{name: CONTENDERS[name] for name in FLAGS.against}}
     if FLAGS.corpus:
         contenders["pipeline"] = functools.partial(pipeline, FLAGS.corpus)
-    asked = (FLAGS.size, FLAGS.batch, FLAGS.length, FLAGS.set)
+    asked = (FLAGS.size, FLAGS.batch, FLAGS.length, changes_of(FLAGS.set))
     processes: dict[str, Callable[[], Step]] = {
         name: functools.partial(on_random_batch, make, *asked) for name, make in contenders.items()
     }
-    device, times = take_turns(processes, FLAGS.rounds, FLAGS.seconds)
+    if not math.isfinite(FLAGS.seconds):
+        raise app.UsageError(f"--seconds={FLAGS.seconds} must be a number")
+    try:
+        device, times = take_turns(processes, FLAGS.rounds, FLAGS.seconds)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
 
     tokens = FLAGS.batch * FLAGS.length
     print(f"{FLAGS.size}, {FLAGS.batch} x {FLAGS.length} on {device}, {FLAGS.rounds} rounds")

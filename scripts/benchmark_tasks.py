@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import os
 import statistics
+import sys
 import time
 from typing import Any
 
@@ -39,7 +40,7 @@ startup.require_values(_VOCAB)
 
 def prepared(file: str, changes: dict[str, str], size: str, vocab: str, data_dir: str) -> tuple[Experiment, Context]:
     vocabulary = tokenizer.load(vocab)
-    encoder = config.override(benchmark.encoder_of(size, []), {"vocab_size": vocabulary.vocab_size})
+    encoder = config.override(benchmark.encoder_of(size, {}), {"vocab_size": vocabulary.vocab_size})
     exp = config.override(config.override(experiment.load(file), {"encoder": encoder, "phases.0.epochs": 1}), changes)
     return exp, Context(vocabulary, data_dir)
 
@@ -114,14 +115,22 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"what is {argv[1]!r}? Every argument is a flag; --help lists them")
     os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
-    changes = dict(change.split("=", 1) for change in FLAGS.set)
+    if not FLAGS.vocab:
+        raise app.UsageError("--vocab= is empty: name a vocab.txt, or a directory with one")
+    unknown = set(FLAGS.against) - {"torch"}
+    if unknown:
+        raise app.UsageError(f"--against knows torch, not {', '.join(sorted(unknown))}")
+    changes = benchmark.changes_of(FLAGS.set)
     asked = (FLAGS.config, changes, FLAGS.size, FLAGS.vocab, FLAGS.data_dir)
     contenders = {
         "bert_jax": functools.partial(ours, FLAGS.lengths, *asked),
         "plain": functools.partial(ours, 1, *asked),
         **({"torch": functools.partial(hugging_face_torch, *asked)} if "torch" in FLAGS.against else {}),
     }
-    device, times = benchmark.take_turns(contenders, FLAGS.rounds, seconds=1e-6, warm_up=1)  # one epoch a turn
+    try:
+        device, times = benchmark.take_turns(contenders, FLAGS.rounds, seconds=1e-6, warm_up=1)  # one epoch a turn
+    except ValueError as error:
+        sys.exit(f"error: {error}")
     print(f"{FLAGS.config}, {FLAGS.size} on {device}, {FLAGS.rounds} rounds")
     median = {name: statistics.median(seconds) for name, seconds in times.items()}
     for name, seconds in times.items():

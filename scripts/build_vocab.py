@@ -7,18 +7,23 @@
 An input is a file (a paragraph a line, a blank line between documents; or JSON lines; .gz, .xz, .bz2 and .zst are read
 as they are), a directory, a pattern, tfds:NAME, or python-docs for the documentation in this Python and its packages.
 The same input gives the same vocabulary. tokenizer_config.json, written beside it, holds the casing.
+
+All cores read. Stopped or killed, the same command goes on: what was read is kept in OUTPUT.parts (counts of words, for
+SentencePiece the sentences themselves) until the vocabulary is there; learning the pieces from it begins anew.
 """
 
 import itertools
-import os
+import pathlib
+import shutil
+import signal
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import rich.console
 import rich.progress
 from absl import app, flags
 
-from bert_jax import parallel, text, tokenizer, vocabularies
+from bert_jax import disk, reading, tokenizer, vocabularies
 
 _INPUT = flags.DEFINE_multi(  # type: ignore[call-overload]
     flags.ListParser(),
@@ -29,7 +34,14 @@ _INPUT = flags.DEFINE_multi(  # type: ignore[call-overload]
     required=True,
 )
 _OUTPUT = flags.DEFINE_string("output", None, "vocab.txt; for a SentencePiece model NAME.model.", required=True)
-_SIZE = flags.DEFINE_integer("size", None, "How many pieces, special ones included.", required=True, lower_bound=6)
+_SIZE = flags.DEFINE_integer(
+    "size",
+    None,
+    "How many pieces, special ones included.",
+    required=True,
+    lower_bound=6,
+    upper_bound=vocabularies.LARGEST,
+)
 _KIND = flags.DEFINE_enum("kind", "wordpiece", ["wordpiece", "unigram", "bpe"], "The last two are SentencePiece's.")
 _CASED = flags.DEFINE_bool("cased", False, "Keep upper case and accents.")
 _COVERAGE = flags.DEFINE_float(
@@ -42,50 +54,71 @@ _FIELD = flags.DEFINE_string("field", "text", "Which field of JSON lines and TFD
 _MAX_MB = flags.DEFINE_integer("max_mb", 1000, "Read so many millions of characters at most; 0: all.", lower_bound=0)
 
 
-def _watched(texts: Iterable[str], sample: list[str]) -> Iterator[str]:
-    """`texts`, with progress on stderr; every hundredth goes into `sample` too."""
+def _read(sources: list[str], folder: pathlib.Path) -> None:
+    """Reads the sources into the folder, with progress on stderr."""
+    words = _KIND.value == "wordpiece"
     columns = rich.progress.TextColumn("{task.description}"), rich.progress.TimeElapsedColumn()
     with rich.progress.Progress(*columns, console=rich.console.Console(stderr=True)) as bar:
         task = bar.add_task("reading")
-        size = 0
-        for number, one in enumerate(texts):
-            size += len(one)
-            if number % 100 == 0:
-                sample.append(one)
-                bar.update(task, description=f"read {size / 1e6:,.1f} million characters")
-            yield one
-        bar.update(task, description=f"read {size / 1e6:,.1f} million characters; learning the vocabulary from them")
+        parts = reading.read(
+            sources,
+            folder,
+            (lambda texts: vocabularies.count_words(texts, not _CASED.value)) if words else list,
+            what=f"words, {'cased' if _CASED.value else 'lower case'}" if words else "sentences",
+            most=_MAX_MB.value * 10**6 or sys.maxsize,
+            errors="replace" if _ERRORS.value == "replace" else "strict",
+            field=_FIELD.value,
+        )
+        for size in parts:
+            bar.update(task, description=f"read {size / 1e6:,.1f} million characters")
+        bar.update(task, description=f"{bar.tasks[0].description}; learning the vocabulary from them")
+
+
+def _learned(folder: pathlib.Path) -> tokenizer.Tokenizer:
+    lower, coverage = not _CASED.value, _COVERAGE.value
+    contents = (content for content, _ in reading.contents(folder))
+    if _KIND.value == "wordpiece":
+        return vocabularies.wordpiece_of(vocabularies.added(contents), _SIZE.value, lower=lower, coverage=coverage)
+    texts: Iterable[str] = itertools.chain.from_iterable(contents)
+    return vocabularies.train_sentencepiece(texts, _SIZE.value, kind=_KIND.value, lower=lower, coverage=coverage)
 
 
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"too many arguments: {argv[1:]}; is there a space after a comma, or a pattern unquoted?")
     suffix = ".txt" if _KIND.value == "wordpiece" else ".model"
-    if not _OUTPUT.value.endswith(suffix):
-        raise app.UsageError(f"--output={_OUTPUT.value} must end in {suffix} for --kind={_KIND.value}")
+    output = pathlib.Path(_OUTPUT.value)
+    if output.suffix != suffix:
+        raise app.UsageError(f"--output={output} must be a file that ends in {suffix}, for --kind={_KIND.value}")
+    if output.is_dir():
+        raise app.UsageError(f"--output={output} is a directory: name a file that ends in {suffix}")
+    if not 0 < _COVERAGE.value <= 1:
+        raise app.UsageError(f"--coverage={_COVERAGE.value} must lie above 0, and at 1 at most")
     sources = list(itertools.chain.from_iterable(_INPUT.value))
-    sample: list[str] = []
+    folder = output.with_name(output.name + ".parts")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        documents = text.documents(sources, errors=_ERRORS.value, field=_FIELD.value)
-        split = parallel.parallel_map(text.sentences, documents, len(os.sched_getaffinity(0)))
-        sentences = itertools.chain.from_iterable(found for _, found in split)
-        texts = _watched(text.at_most(sentences, _MAX_MB.value * 10**6 or sys.maxsize), sample)
-        if _KIND.value == "wordpiece":
-            vocabulary: tokenizer.Tokenizer = vocabularies.train_wordpiece(
-                texts, _SIZE.value, lower=not _CASED.value, coverage=_COVERAGE.value
-            )
-        else:
-            vocabulary = vocabularies.train_sentencepiece(
-                texts, _SIZE.value, kind=_KIND.value, lower=not _CASED.value, coverage=_COVERAGE.value
-            )
-        vocabulary.save(_OUTPUT.value)
+        with reading.opened(folder):
+            _read(sources, folder)
+            for signum in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(signum, signal.SIG_DFL)  # the libraries that learn hear nothing of Python's own
+            vocabulary = _learned(folder)
+            with disk.room(
+                output.parent, f"what was read is kept in {folder}: make room and run the same command again"
+            ):
+                vocabulary.save(output)
+            sample = [text for _, texts in reading.contents(folder) for text in texts]
+            shutil.rmtree(folder)
+    except KeyboardInterrupt:
+        print("\nstopped; what was read is kept: run the same command again, it goes on from there", file=sys.stderr)
+        sys.exit(130)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
-    print(f"{_OUTPUT.value}: {vocabularies.describe(vocabulary, sample)}")
+    print(f"{output}: {vocabularies.describe(vocabulary, sample)}")
     if vocabulary.vocab_size < _SIZE.value:
         print(f"the input has no more than these; {_SIZE.value:,} were asked for")
     inputs = ",".join(sources)
-    print(f"next: python scripts/build_corpus.py --input={inputs} --vocab={_OUTPUT.value} --output=corpus")
+    print(f"next: python scripts/build_corpus.py --input={inputs} --vocab={output} --output=corpus")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,11 @@ startup.require_values(_INPUT, _VOCAB)
 
 
 def main(argv: list[str]) -> None:
-    del argv
+    if len(argv) > 1:
+        raise app.UsageError(f"what is {argv[1]!r}? Every argument is a flag; --help lists them")
+    for name in ("input", "vocab"):
+        if not flags.FLAGS[name].value:
+            raise app.UsageError(f"--{name}= is empty: name a file")
     try:
         questions = list(windows.read(_INPUT.value))
         found = list(windows.misfits(questions, tokenizer.load(_VOCAB.value)))

@@ -141,3 +141,11 @@ def environment(devices: int = 1) -> dict[str, str]:
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
         "PYTHONPATH": str(REPOSITORY),
     }
+
+
+def flip(file: pathlib.Path, place: int) -> None:
+    """Changes a byte of a file, as a bad disk or copy would."""
+    content = bytearray(file.read_bytes())
+    content[place] ^= 0x10
+    file.write_bytes(content)
+    os.utime(file, ns=(0, file.stat().st_mtime_ns + 1))  # clocks of file systems are coarse

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from bert_jax import cache
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, flip
 
 
 class Squares:
@@ -78,8 +78,11 @@ def test_a_killed_process_s_half_is_never_seen(tmp_path: pathlib.Path) -> None:
     assert sorted(path.name for path in entry(tmp_path).iterdir()) == ["key.json", "none.npy", "squares.npy"]
 
 
-@pytest.mark.parametrize("damage", ["cut", "header", "gone", "key cut", "key gone", "another shape", "another key"])
-def test_what_is_damaged_is_made_again(tmp_path: pathlib.Path, damage: str) -> None:
+@pytest.mark.parametrize(
+    "damage",
+    ["cut", "empty", "header", "flipped", "gone", "key cut", "key gone", "key a list", "another shape", "another key"],
+)
+def test_what_is_damaged_is_made_again(tmp_path: pathlib.Path, damage: str, capsys: pytest.CaptureFixture[str]) -> None:
     build = Squares()
     cache.arrays(str(tmp_path), KEY, build)
     folder = entry(tmp_path)
@@ -90,10 +93,26 @@ def test_what_is_damaged_is_made_again(tmp_path: pathlib.Path, damage: str) -> N
         np.save(file, np.zeros(3, np.int32))
     elif damage == "another key":
         file.write_text(json.dumps({**json.loads(file.read_text()), "key": {}}))
+    elif damage == "key a list":
+        file.write_text("[]")
+    elif damage == "flipped":
+        flip(file, -1)
     else:
-        file.write_bytes(b"damaged" if damage == "header" else file.read_bytes()[:-4])
+        file.write_bytes({"header": b"damaged", "empty": b""}.get(damage, file.read_bytes()[:-4]))
     assert cache.arrays(str(tmp_path), KEY, build)["squares"].tolist() == [0, 1, 4, 9, 16]
     assert build.calls == 2
+    assert f"{folder} is damaged: what it keeps is made again" in capsys.readouterr().err
+
+
+def test_what_an_older_version_kept_has_no_checksums(tmp_path: pathlib.Path) -> None:
+    build = Squares()
+    cache.arrays(str(tmp_path), KEY, build)
+    file = entry(tmp_path) / "key.json"
+    known = json.loads(file.read_text())
+    known["arrays"] = {name: found[:2] for name, found in known["arrays"].items()}
+    file.write_text(json.dumps(known))
+    assert cache.arrays(str(tmp_path), KEY, build)["squares"].tolist() == [0, 1, 4, 9, 16]
+    assert build.calls == 1
 
 
 def test_several_processes_build_once(tmp_path: pathlib.Path) -> None:
@@ -117,9 +136,26 @@ def test_a_full_disk_is_said(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyP
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(OSError, match=r"no room for 0.00 GB in .*--cache_dir"):
+    with pytest.raises(OSError, match=r"disk of .* is full: 0.0 MB are needed; make room, .*--cache_dir"):
         cache.arrays(str(tmp_path), KEY, Squares())
     assert not [path for path in tmp_path.iterdir() if path.is_dir()]
+
+
+@pytest.mark.parametrize("name", ["mkdir", "open", "rename", "write_text"])
+def test_a_full_disk_is_said_wherever_it_is_met(
+    name: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pathlib.Path, name, full)
+        with pytest.raises(
+            OSError, match=rf"disk of {tmp_path} is full: make room, .*--cache_dir.* run the same command"
+        ):
+            cache.arrays(str(tmp_path), KEY, Squares())
+    assert not [path for path in tmp_path.iterdir() if path.is_dir()]
+    assert cache.arrays(str(tmp_path), KEY, Squares())["squares"][2] == 4
 
 
 def test_the_folder_must_be_local() -> None:

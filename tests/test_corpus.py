@@ -16,10 +16,11 @@ from concurrent.futures.process import BrokenProcessPool
 import numpy as np
 import pytest
 
-from bert_jax import building, corpus, text
+from bert_jax import building, corpus, disk, text
 from bert_jax.building import build
 from bert_jax.corpus import Corpus
 from bert_jax.tokenizer import SPECIAL, WordPiece
+from tests.conftest import flip
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 LETTERS = [*string.ascii_lowercase, *(f"##{c}" for c in string.ascii_lowercase)]
@@ -166,7 +167,11 @@ def test_killed_and_run_again_the_bytes_are_the_same(workers, source, vocabulary
     ("error", "kind", "message"),
     [
         (KeyboardInterrupt(), KeyboardInterrupt, None),
-        (OSError(errno.ENOSPC, "no space"), OSError, "is full after 25 documents: make room and run the same command"),
+        (
+            OSError(errno.ENOSPC, "no space"),
+            OSError,
+            "is full: 25 documents are kept: make room and run the same command",
+        ),
         (BrokenProcessPool(), RuntimeError, r"a worker process died after 25 documents \(out of memory\?\): run"),
     ],
     ids=["ctrl-c", "full disk", "dead worker"],
@@ -224,7 +229,7 @@ def test_an_input_that_changed_after_a_stop_is_noticed(source, vocabulary, tmp_p
 
 def test_two_builds_at_once(source, vocabulary, tmp_path):
     (tmp_path / "corpus").mkdir()
-    with building._alone(tmp_path / "corpus"), pytest.raises(ValueError, match="another process is building"):
+    with disk.locked(tmp_path / "corpus", ""), pytest.raises(ValueError, match="another process is building"):
         build([str(source)], vocabulary, tmp_path / "corpus", workers=1)
 
 
@@ -268,6 +273,7 @@ def test_opening_what_is_no_corpus(source, vocabulary, tmp_path):
         Corpus.open(tmp_path)
     directory = tmp_path / "corpus"
     built = build([str(source)], vocabulary, directory, workers=1)
+    whole = (directory / "manifest.json").read_text()
     with pytest.raises(ValueError, match=r"another vocabulary \(\w{12}\) than the run names \(abcabcabcabc\)"):
         built.check_vocabulary("abc" * 10)
     built.check_vocabulary(vocabulary.fingerprint)
@@ -282,9 +288,115 @@ def test_opening_what_is_no_corpus(source, vocabulary, tmp_path):
     (directory / "manifest.json").write_text(json.dumps({**manifest, "format": 0}))
     with pytest.raises(ValueError, match="a corpus of format 0, and this version reads format 1: build it again"):
         Corpus.open(directory)
-    (directory / "manifest.json").write_text("{")
-    with pytest.raises(ValueError, match=r"manifest\.json is damaged"):
-        Corpus.open(directory)
+    for damaged in (
+        "{",
+        "[]",
+        "\x00",
+        '{"format": 1}',
+        whole.replace('"tokens"', '"tokenz"'),
+        whole.replace("int16", ""),
+    ):
+        (directory / "manifest.json").write_text(damaged)
+        with pytest.raises(
+            ValueError, match=r"manifest\.json is damaged .*: delete .*corpus and build the corpus again"
+        ):
+            Corpus.open(directory)
+
+
+@pytest.mark.parametrize("name", ["tokens.bin", "sentences.bin", "documents.bin", "names.txt", "name_ends.bin"])
+def test_a_flipped_byte_is_noticed(name, source, vocabulary, tmp_path):
+    directory = tmp_path / "corpus"
+    build([str(source)], vocabulary, directory, workers=1)
+    size = (directory / name).stat().st_size
+    for place in (0, size // 2, size - 1):
+        flip(directory / name, place)
+        with pytest.raises(ValueError, match=rf"is damaged: {name} has not the checksum .* build it again, or take it"):
+            Corpus.open(directory)
+        assert Corpus.open(directory, verify=False).count("documents") == 60  # what another process has verified
+        flip(directory / name, place)
+        assert Corpus.open(directory).count("documents") == 60
+
+
+def test_a_flipped_byte_in_the_vocabulary_is_noticed(source, vocabulary, tmp_path):
+    directory = tmp_path / "corpus"
+    build([str(source)], vocabulary, directory, workers=1)
+    content = (directory / "vocab.txt").read_text()
+    (directory / "vocab.txt").write_text(content.replace("dog", "dig"))
+    with pytest.raises(ValueError, match=r"vocabulary in .*corpus is not the one that made the corpus: copy that one"):
+        _ = Corpus.open(directory).tokenizer
+
+
+def test_a_corpus_of_an_older_version_has_no_checksums(source, vocabulary, tmp_path):
+    build([str(source)], vocabulary, tmp_path / "corpus", workers=1)
+    manifest = json.loads((tmp_path / "corpus" / "manifest.json").read_text())
+    del manifest["checksums"]
+    (tmp_path / "corpus" / "manifest.json").write_text(json.dumps(manifest))
+    flip(tmp_path / "corpus" / "tokens.bin", 0)
+    assert Corpus.open(tmp_path / "corpus").count("documents") == 60
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut", "gone"])
+def test_what_was_damaged_after_a_stop_is_noticed(damage, source, vocabulary, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        stop_at(patch, 25, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            build([str(source)], vocabulary, tmp_path / "corpus", workers=1)
+    file = tmp_path / "corpus" / "sentences.bin"
+    if damage == "flipped":
+        flip(file, 30)
+    elif damage == "cut":
+        os.truncate(file, 50)
+    else:
+        file.unlink()
+    with pytest.raises(ValueError, match=r"sentences\.bin is damaged: .* Delete .*corpus and build the corpus again"):
+        build([str(source)], vocabulary, tmp_path / "corpus", workers=1)
+
+
+def test_a_half_built_corpus_of_an_older_version_goes_on(source, vocabulary, tmp_path, monkeypatch):
+    build([str(source)], vocabulary, tmp_path / "whole", workers=1)
+    with monkeypatch.context() as patch:
+        stop_at(patch, 25, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            build([str(source)], vocabulary, tmp_path / "corpus", workers=1)
+    record = json.loads((tmp_path / "corpus" / "progress.json").read_text())
+    del record["checksums"]
+    (tmp_path / "corpus" / "progress.json").write_text(json.dumps(record))
+    build([str(source)], vocabulary, tmp_path / "corpus", workers=1)
+    assert content(tmp_path / "corpus") == content(tmp_path / "whole")
+
+
+def test_damaged_progress_says_so(source, vocabulary, tmp_path):
+    build([str(source)], vocabulary, tmp_path / "corpus", workers=1)
+    whole = json.loads((tmp_path / "corpus" / "manifest.json").read_text())
+    (tmp_path / "corpus" / "manifest.json").unlink()
+    for damaged in ("", "[]", "null", json.dumps({**whole, "last": "", "counts": {}}), json.dumps(whole)):
+        (tmp_path / "corpus" / "progress.json").write_text(damaged)
+        with pytest.raises(ValueError, match=r"progress\.json is damaged .*: delete .* and build the corpus again"):
+            build([str(source)], vocabulary, tmp_path / "corpus", workers=1)
+
+
+LIMITED = """
+import resource, sys
+from bert_jax import building, tokenizer
+
+source, vocabulary, directory, limit = sys.argv[1:]
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), resource.RLIM_INFINITY))
+try:
+    building.build([source], tokenizer.load(vocabulary), directory, workers=1)
+except OSError as error:
+    sys.exit(str(error))
+"""
+
+
+@pytest.mark.parametrize("limit", [0, 1500])  # bytes: at the first file, and at the text itself
+def test_no_room_is_said_and_harms_nothing(limit, source, vocabulary, tmp_path):
+    build([str(source)], vocabulary, tmp_path / "whole", workers=1)
+    arguments = [str(source), str(tmp_path / "whole"), str(tmp_path / "corpus"), str(limit)]
+    ran = subprocess.run([sys.executable, "-c", LIMITED, *arguments], capture_output=True, text=True, cwd=REPOSITORY)
+    assert f"a file in {tmp_path / 'corpus'} may not become larger (ulimit -f): " in ran.stderr
+    assert "make room and run the same command again" in ran.stderr
+    build([str(source)], vocabulary, tmp_path / "corpus", workers=1)
+    assert content(tmp_path / "corpus") == content(tmp_path / "whole")
 
 
 def test_pickled_by_its_path(source, vocabulary, tmp_path):
@@ -324,6 +436,11 @@ def test_the_script_builds_describes_and_stops(source, vocabulary, tmp_path):
     shown = run(f"--describe={tmp_path / 'other'}").stdout
     assert "is next" in shown
     assert "random B" in shown
+    assert "whole: its files have their checksums" in run(f"--verify={tmp_path / 'other'}").stdout
+    flip(tmp_path / "other" / "names.txt", 3)
+    damaged = run(f"--verify={tmp_path / 'other'}")
+    assert damaged.returncode == 1
+    assert "is damaged: names.txt" in damaged.stderr
     wrong = run(f"--describe={tmp_path}")
     assert wrong.returncode == 1
     assert wrong.stderr.startswith("error: ")

@@ -19,6 +19,7 @@ from bert_jax.corpus import Corpus
 from bert_jax.pairing import PairExamples, members, pairs, unigram_entropy
 from bert_jax.tasks.base import epoch_size
 from bert_jax.tokenizer import SPECIAL, WordPiece
+from tests.conftest import flip
 
 
 def corpus_of(documents):
@@ -336,13 +337,44 @@ def test_a_corpus_that_may_only_be_read(small, tmp_path, monkeypatch):
     assert len(list(tmp_path.rglob("train-length44-*.npy"))) == 1
 
 
+@pytest.mark.parametrize(
+    "damage", ["first row", "last row", "header", "checksum", "cut", "cut in the checksum", "empty"]
+)
+def test_a_damaged_index_is_made_again(damage, small, capsys):
+    def made():
+        return PairExamples(small, length=46, passes=1, seed=0)
+
+    expected = made().rows(np.arange(20))
+    (file,) = (small.directory / "index").glob("train-length46-*.npy")
+    content = file.read_bytes()
+    places = {"first row": 128, "last row": len(content) - 12, "header": 20, "checksum": len(content) - 1}
+    if damage in places:
+        flip(file, places[damage])
+    else:
+        file.write_bytes(content[: {"cut": -40, "cut in the checksum": -3, "empty": 0}[damage]])
+    assert pairing.damaged(small) == [file]
+    assert f"{file.name}, damaged" in pairing.describe(small)
+    assert np.array_equal(made().rows(np.arange(20)), expected)
+    assert f"{file} is damaged: the example index is made again" in capsys.readouterr().err
+    assert file.read_bytes() == content
+    assert pairing.damaged(small) == []
+
+
+def test_an_index_of_an_older_version_has_no_checksum(small, monkeypatch):
+    examples = PairExamples(small, length=47, passes=1, seed=0)
+    (file,) = (small.directory / "index").glob("train-length47-*.npy")
+    file.write_bytes(file.read_bytes()[: -len(pairing.CHECKED) - 4])
+    monkeypatch.setattr(pairing, "_write", lambda *_: pytest.fail("made again"))
+    assert len(PairExamples(small, length=47, passes=1, seed=0)) == len(examples)
+
+
 def test_a_full_disk_leaves_no_half_index(small, monkeypatch):
     def full(file, *_):
         file.write(b"half")
         raise OSError(errno.ENOSPC, "no space")
 
     monkeypatch.setattr(pairing, "_write", full)
-    with pytest.raises(OSError, match="is full: no room for the example index"):
+    with pytest.raises(OSError, match=r"disk of .*index is full: make room for the example index and run"):
         PairExamples(small, length=45, passes=1, seed=0)
     assert not [path for path in (small.directory / "index").iterdir() if "length45" in path.name]
 
