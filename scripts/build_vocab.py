@@ -52,6 +52,9 @@ _ERRORS = flags.DEFINE_enum(
 )
 _FIELD = flags.DEFINE_string("field", "text", "Which field of JSON lines and TFDS sets holds the text.")
 _MAX_MB = flags.DEFINE_integer("max_mb", 1000, "Read so many millions of characters at most; 0: all.", lower_bound=0)
+_WORKERS = flags.DEFINE_integer(
+    "workers", None, "Processes that read; default: one for each core.", lower_bound=1, upper_bound=1024
+)
 
 
 def _read(sources: list[str], folder: pathlib.Path) -> None:
@@ -65,6 +68,7 @@ def _read(sources: list[str], folder: pathlib.Path) -> None:
             folder,
             (lambda texts: vocabularies.count_words(texts, not _CASED.value)) if words else list,
             what=f"words, {'cased' if _CASED.value else 'lower case'}" if words else "sentences",
+            workers=_WORKERS.value,
             most=_MAX_MB.value * 10**6 or sys.maxsize,
             errors="replace" if _ERRORS.value == "replace" else "strict",
             field=_FIELD.value,
