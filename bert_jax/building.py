@@ -22,7 +22,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from bert_jax import corpus, disk, parallel, text, tokenizer
+from bert_jax import corpus, files, parallel, text, tokenizer
 from bert_jax.config import differences, require
 from bert_jax.corpus import Corpus
 from bert_jax.text import Document
@@ -72,9 +72,9 @@ def build(
         "field": field,
         "dtype": dtype.name,
     }
-    with disk.room(directory, "make room and run the same command again"):
+    with files.room(directory, "make room and run the same command again"):
         directory.mkdir(parents=True, exist_ok=True)
-        with disk.locked(directory, f"another process is building {directory}: wait for it, or stop it"):
+        with files.locked(directory, f"another process is building {directory}: wait for it, or stop it"):
             begun = _begin(directory, identity)
             if begun is None:
                 print(f"{directory} already holds this corpus, complete: nothing to do", file=sys.stderr)
@@ -191,13 +191,13 @@ class _Writer:
         for file in self._files.values():
             file.flush()
             os.fsync(file.fileno())
-        disk.write_json(self.directory / corpus.PROGRESS, {**self.identity, **state._asdict()})
+        files.write_json(self.directory / corpus.PROGRESS, {**self.identity, **state._asdict()})
         self._kept, self._committed = state.counts["read"], time.monotonic()
 
     def finish(self) -> None:
         self.commit()
         done = {"counts": self.counts, "checksums": self._state.checksums, "complete": True}
-        disk.write_json(self.directory / corpus.MANIFEST, {**self.identity, **done})
+        files.write_json(self.directory / corpus.MANIFEST, {**self.identity, **done})
         (self.directory / corpus.PROGRESS).unlink()
         self._say(time.monotonic())
         if sys.stderr.isatty():
@@ -213,7 +213,7 @@ class _Writer:
                 file.close()
         if isinstance(error, OSError):
             kept = f"{self._kept:,} documents are kept: make room and run the same command again, it goes on"
-            with disk.room(self.directory, kept):
+            with files.room(self.directory, kept):
                 raise error
         if isinstance(error, BrokenProcessPool):
             raise RuntimeError(
@@ -238,7 +238,7 @@ class _Writer:
 
 def _unharmed(path: pathlib.Path, size: int, expected: int | None) -> int:
     """The checksum of the first `size` bytes of a file, which an earlier build has committed."""
-    found = disk.checksum(path, size) if path.exists() and path.stat().st_size >= size else None
+    found = files.checksum(path, size) if path.exists() and path.stat().st_size >= size else None
     require(
         found is not None and expected in (None, found),
         f"{path} is damaged: it is not what the build had written when it stopped. Delete {path.parent} and build the "
@@ -261,7 +261,7 @@ def _begin(directory: pathlib.Path, identity: dict[str, Any]) -> _State | None:
         require(not taken, f"{directory} is no corpus and holds {', '.join(taken)}: choose another directory")
     if found is None or (not complete and found["counts"]["tokens"] == 0):
         state = _State(NOTHING, "", {})
-        disk.write_json(directory / corpus.PROGRESS, {**identity, **state._asdict()})
+        files.write_json(directory / corpus.PROGRESS, {**identity, **state._asdict()})
         return state
     differ = differences({key: found.get(key) for key in identity}, identity)
     require(

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from bert_jax import disk, files
+from bert_jax import files
 from bert_jax.config import require
 
 Make = Callable[[str, tuple[int, ...], Any], np.ndarray]  # (name, shape, dtype) -> an array on disk, to be filled
@@ -70,7 +70,7 @@ def arrays(directory: str, key: Mapping[str, Any], build: Callable[[Make], None]
     found = _open(folder, known)
     if found is not None:
         return found
-    with disk.room(folder.parent, CURE):
+    with files.room(folder.parent, CURE):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with folder.with_suffix(".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # let go of when the process ends, however it does
@@ -107,7 +107,7 @@ def _build(folder: pathlib.Path, key: Any, build: Callable[[Make], None]) -> Non
         for name, array in made.items():
             if isinstance(array, np.memmap):
                 array.flush()  # before it gets its name: a power cut must not leave zeros of the right size
-            entries[name] = [list(array.shape), array.dtype.str, disk.checksum(partial / f"{name}.npy")]
+            entries[name] = [list(array.shape), array.dtype.str, files.checksum(partial / f"{name}.npy")]
         (partial / _KEY).write_text(json.dumps({"key": key, "arrays": entries}, indent=1) + "\n")
         partial.rename(folder)
     except BaseException:
@@ -127,7 +127,7 @@ def _open(folder: pathlib.Path, key: Any) -> dict[str, np.ndarray] | None:
         found = {}
         for name, (shape, dtype, *checksum) in known["arrays"].items():
             file = folder / f"{name}.npy"
-            if checksum and not disk.intact(file, checksum[0]):
+            if checksum and not files.intact(file, checksum[0]):
                 return None
             found[name] = np.load(file, mmap_mode="r")
             if [list(found[name].shape), found[name].dtype.str] != [shape, dtype]:
@@ -145,6 +145,6 @@ def _new(path: pathlib.Path, shape: tuple[int, ...], dtype: np.dtype) -> np.ndar
     array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
     if hasattr(os, "posix_fallocate"):
         missing = f"{array.nbytes / 1e6:,.1f} MB are needed; {CURE}"
-        with disk.room(path.parent.parent, missing), path.open("r+b") as file:
+        with files.room(path.parent.parent, missing), path.open("r+b") as file:
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
     return array

@@ -39,7 +39,7 @@ def convert(source: str, destination: str, to: str | None = None) -> str:
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=beside) as temporary:
         made = pathlib.Path(temporary) / target.name
         made.mkdir()
-        with files.disk_errors(target):
+        with files.room(target):
             _write(found, found.tokenizer, made, to)
         if files.remote(destination):
             files.upload(made, target)

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from bert_jax import disk, tokenizer
+from bert_jax import files, tokenizer
 from bert_jax.config import require
 from bert_jax.tokenizer import Tokenizer
 
@@ -75,7 +75,7 @@ class Corpus:
             print(f"{directory}: verifying {sum(expected.values()) / 1e9:.1f} GB", file=sys.stderr)
         for name, checksum in checksums.items():
             require(
-                disk.intact(directory / name, checksum),
+                files.intact(directory / name, checksum),
                 f"{directory} is damaged: {name} has not the checksum that its manifest tells of. Delete the directory "
                 "and build it again, or take it from a copy",
             )

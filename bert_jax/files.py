@@ -2,7 +2,7 @@
 
 A file that is rewritten is there as it was before or as it is now, never in between: locally it is written beside and
 renamed, in a bucket an object is replaced at once. Lines are appended; buckets do not append, so there they go to
-objects of their own beside the file, which are joined at each `sync`.
+objects of their own beside the file, which are joined at each `sync`. Nothing here imports JAX.
 """
 
 from __future__ import annotations
@@ -10,18 +10,28 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import errno
+import fcntl
+import functools
 import hashlib
+import json
 import os
 import pathlib
 import shutil
 import time
 import uuid
+import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from etils import epath
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+BLOCK = 1 << 24  # bytes that are read at a time
+_FULL = {
+    errno.ENOSPC: "the disk of {} is full",
+    errno.EDQUOT: "the disk quota of {} is used up",
+    errno.EFBIG: "a file in {} may not become larger (ulimit -f)",
+}
+_AGAIN = "what was there before is unchanged; make room and run the same command again"
 BETWEEN = 10.0  # seconds between two uploads of lines: a bucket takes about one write a second to an object
 
 
@@ -62,24 +72,26 @@ def make_folder(name: str | os.PathLike[str]) -> epath.Path:
     """Makes a folder with those above it, where they are not there; buckets need none. Returns its path."""
     folder = path(name)
     if not remote(name):
-        with disk_errors(folder):
+        with room(folder):
             folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
+class DiskFullError(OSError):
+    """There is no room to write. The message names the file or folder and says what stands and what to do."""
+
+
 @contextlib.contextmanager
-def disk_errors(name: str | os.PathLike[str]) -> Iterator[None]:
-    """Names the file where a disk is full: Python says the number of the error alone."""
+def room(name: str | os.PathLike[str], cure: str = _AGAIN) -> Iterator[None]:
+    """Where the disk is full inside, raises a `DiskFullError` about a file or folder that ends in `cure`."""
     try:
         yield
+    except DiskFullError:
+        raise
     except OSError as error:
-        if error.errno not in FULL:
+        if error.errno not in _FULL:
             raise
-        raise OSError(
-            error.errno,
-            f"no room to write {name} ({os.strerror(error.errno)}); what was there before is unchanged. Make room and "
-            "run the same command again",
-        ) from None
+        raise DiskFullError(error.errno, f"{_FULL[error.errno].format(os.fspath(name))}: {cure}") from None
 
 
 def write(name: str | os.PathLike[str], content: str | bytes) -> None:
@@ -101,7 +113,7 @@ def write(name: str | os.PathLike[str], content: str | bytes) -> None:
     make_folder(file.parent)
     temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}")
     try:
-        with disk_errors(file):
+        with room(file):
             with open(temporary, "xb") as opened:
                 opened.write(data)
                 opened.flush()
@@ -109,6 +121,11 @@ def write(name: str | os.PathLike[str], content: str | bytes) -> None:
             os.replace(temporary, file)
     finally:
         pathlib.Path(temporary).unlink(missing_ok=True)
+
+
+def write_json(name: str | os.PathLike[str], value: Any) -> None:
+    """`write` of a JSON value."""
+    write(name, json.dumps(value, indent=1) + "\n")
 
 
 def create(name: str | os.PathLike[str], content: str) -> bool:
@@ -123,7 +140,7 @@ def create(name: str | os.PathLike[str], content: str) -> bool:
         return True
     make_folder(file.parent)
     try:
-        with disk_errors(file), open(file, "x", encoding="utf-8") as opened:
+        with room(file), open(file, "x", encoding="utf-8") as opened:
             opened.write(content)
     except FileExistsError:
         return False
@@ -181,7 +198,7 @@ def local(name: str | os.PathLike[str], cache_dir: str = "") -> pathlib.Path:
         partial = folder.with_name(f"{digest}.{uuid.uuid4().hex[:8]}")
         partial.mkdir(parents=True)
         try:
-            with disk_errors(partial):
+            with room(partial):
                 system.get(text, str(partial / source.name), recursive=system.isdir(text))
             with contextlib.suppress(OSError):  # another process was first
                 partial.rename(folder)
@@ -201,6 +218,43 @@ def upload(folder: str | os.PathLike[str], name: str | os.PathLike[str]) -> None
 def _bucket(where: epath.Path) -> Any:
     """fsspec's file system of a bucket: `epath` does neither create exclusively nor say an object's etag."""
     return epath.backend.fsspec_backend.fs(where)
+
+
+def checksum(name: str | os.PathLike[str], size: int | None = None) -> int:
+    """The CRC-32 of a local file, or of its first `size` bytes."""
+    found, left = 0, os.path.getsize(name) if size is None else size
+    with open(name, "rb", buffering=0) as file:
+        while left > 0 and (block := file.read(min(left, BLOCK))):
+            found, left = zlib.crc32(block, found), left - len(block)
+    return found
+
+
+def intact(name: str | os.PathLike[str], expected: int, size: int | None = None) -> bool:
+    """Whether a local file, or its first `size` bytes, has this checksum. It is read once, unless it changes."""
+    state = os.stat(name)
+    return _checksum(os.path.abspath(name), size, state.st_ino, state.st_size, state.st_mtime_ns) == expected
+
+
+@functools.lru_cache(maxsize=4096)
+def _checksum(name: str, size: int | None, *_: int) -> int:
+    return checksum(name, size)
+
+
+@contextlib.contextmanager
+def locked(folder: str | os.PathLike[str], message: str) -> Iterator[None]:
+    """Keeps a second process of this machine out of a local folder. The lock is freed however the process ends.
+
+    Raises:
+      ValueError: `message`, where another process is in.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise ValueError(message) from None
+    finally:
+        os.close(handle)
 
 
 class Lines:
@@ -231,7 +285,7 @@ class Lines:
         """
         if not self._remote:
             make_folder(self._path.parent)
-            with disk_errors(self._path), open(self._path, "ab", buffering=0) as file:
+            with room(self._path), open(self._path, "ab", buffering=0) as file:
                 before, data = file.tell(), f"{line}\n".encode()
                 try:
                     if file.write(data) != len(data):

@@ -27,7 +27,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from bert_jax import disk
+from bert_jax import files
 from bert_jax.config import require
 from bert_jax.corpus import Corpus
 
@@ -214,12 +214,12 @@ def index(corpus: Corpus, which: Pass) -> np.ndarray:
     for home in homes:
         temporary = home / f".{name}.{uuid.uuid4().hex[:8]}"
         try:
-            with disk.room(home, cure):
+            with files.room(home, cure):
                 home.mkdir(parents=True, exist_ok=True)
                 with open(temporary, "xb") as file:
                     _write(file, corpus, which)
                 with open(temporary, "ab") as file:
-                    file.write(CHECKED + disk.checksum(temporary).to_bytes(4, "little"))
+                    file.write(CHECKED + files.checksum(temporary).to_bytes(4, "little"))
                 os.replace(temporary, home / name)  # whole or not at all, whoever else writes it meanwhile
             rows = _mapped(home / name)
             require(rows is not None, f"{home / name} is damaged as soon as it is written: check the disk")
@@ -269,7 +269,7 @@ def _mapped(path: pathlib.Path) -> np.ndarray | None:
         file.seek(max(size - end, 0))
         tail = file.read()
     checked = tail.startswith(CHECKED)
-    if checked and not disk.intact(path, int.from_bytes(tail[-4:], "little"), size - end):
+    if checked and not files.intact(path, int.from_bytes(tail[-4:], "little"), size - end):
         return None
     try:
         rows = np.load(path, mmap_mode="r")

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from bert_jax import disk, parallel, text
+from bert_jax import files, parallel, text
 
 FORMAT = 1  # of the folder, and of how sentences are split
 PART = 1 << 24  # characters of a part
@@ -41,9 +41,9 @@ def opened(folder: str | os.PathLike[str]) -> Iterator[None]:
       OSError: where it cannot be made.
     """
     folder = pathlib.Path(folder)
-    with disk.room(folder.parent, "make room and run the same command again"):
+    with files.room(folder.parent, "make room and run the same command again"):
         folder.mkdir(parents=True, exist_ok=True)
-    with disk.locked(folder, f"another process reads into {folder}: wait for it, or stop it"):
+    with files.locked(folder, f"another process reads into {folder}: wait for it, or stop it"):
         yield
 
 
@@ -92,10 +92,10 @@ def read(
     with contextlib.closing(split):  # type: ignore[type-var]
         for part, sentences in _cut(split, before, most):
             file = _file(folder, len(parts))
-            with disk.room(folder, "the parts that are complete are kept: make room and run the same command again"):
-                disk.write_json(file, {"sample": sentences[::SAMPLE], "content": reduce(sentences)})
-                parts.append(part._replace(checksum=disk.checksum(file)))
-                disk.write_json(folder / _RECORD, {**identity, "parts": parts})
+            with files.room(folder, "the parts that are complete are kept: make room and run the same command again"):
+                files.write_json(file, {"sample": sentences[::SAMPLE], "content": reduce(sentences)})
+                parts.append(part._replace(checksum=files.checksum(file)))
+                files.write_json(folder / _RECORD, {**identity, "parts": parts})
             yield part.characters
 
 
@@ -125,7 +125,7 @@ def _kept(folder: pathlib.Path, identity: dict[str, Any]) -> list[Part]:
         return []
     for number, part in enumerate(parts):
         file = _file(folder, number)
-        if not (file.exists() and disk.intact(file, part.checksum)):
+        if not (file.exists() and files.intact(file, part.checksum)):
             print(f"{file} is damaged: reading anew from there", file=sys.stderr)
             return parts[:number]
     return parts

@@ -23,7 +23,7 @@ import rich.console
 import rich.progress
 from absl import app, flags
 
-from bert_jax import disk, reading, tokenizer, vocabularies
+from bert_jax import files, reading, tokenizer, vocabularies
 
 _INPUT = flags.DEFINE_multi(  # type: ignore[call-overload]
     flags.ListParser(),
@@ -107,7 +107,7 @@ def main(argv: list[str]) -> None:
             for signum in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(signum, signal.SIG_DFL)  # the libraries that learn hear nothing of Python's own
             vocabulary = _learned(folder)
-            with disk.room(
+            with files.room(
                 output.parent, f"what was read is kept in {folder}: make room and run the same command again"
             ):
                 vocabulary.save(output)

@@ -9,7 +9,7 @@ import sys
 
 from absl import app, flags
 
-from bert_jax import disk, plots, startup
+from bert_jax import files, plots, startup
 
 _METRICS = flags.DEFINE_list("metrics", ["mlm_loss", "nsp_accuracy"], "Names as in metrics.jsonl, one panel each.")
 _OUTPUT = flags.DEFINE_string("output", "curves.png", "The picture; its ending says the format.")
@@ -37,7 +37,7 @@ def main(argv: list[str]) -> None:
     if not any(_METRICS.value):
         raise app.UsageError("--metrics= is empty: name metrics as in metrics.jsonl")
     try:
-        with disk.room(output.parent, f"there is no {output.name}: make room and run the same command again"):
+        with files.room(output.parent, f"there is no {output.name}: make room and run the same command again"):
             plots.draw(runs, _METRICS.value, str(output), _SPLIT.value)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")

@@ -16,7 +16,7 @@ from concurrent.futures.process import BrokenProcessPool
 import numpy as np
 import pytest
 
-from bert_jax import building, corpus, disk, text
+from bert_jax import building, corpus, files, text
 from bert_jax.building import build
 from bert_jax.corpus import Corpus
 from bert_jax.tokenizer import SPECIAL, WordPiece
@@ -229,7 +229,7 @@ def test_an_input_that_changed_after_a_stop_is_noticed(source, vocabulary, tmp_p
 
 def test_two_builds_at_once(source, vocabulary, tmp_path):
     (tmp_path / "corpus").mkdir()
-    with disk.locked(tmp_path / "corpus", ""), pytest.raises(ValueError, match="another process is building"):
+    with files.locked(tmp_path / "corpus", ""), pytest.raises(ValueError, match="another process is building"):
         build([str(source)], vocabulary, tmp_path / "corpus", workers=1)
 
 

@@ -107,11 +107,11 @@ def test_one_at_a_time(source: str, tmp_path: pathlib.Path) -> None:
 
 BUILD = """
 import os, runpy, signal, sys
-from bert_jax import disk, reading
+from bert_jax import files, reading
 
 reading.PART, reading.SAMPLE = 500, 10
 if (left := int(sys.argv.pop(1))) >= 0:  # writes before the kill
-    write = disk.write_json
+    write = files.write_json
 
     def killing(*arguments):
         global left
@@ -120,7 +120,7 @@ if (left := int(sys.argv.pop(1))) >= 0:  # writes before the kill
             os.kill(os.getpid(), signal.SIGKILL)
         write(*arguments)
 
-    disk.write_json = killing
+    files.write_json = killing
 sys.argv[0] = "scripts/build_vocab.py"
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
