@@ -16,9 +16,9 @@ import jax
 import numpy as np
 import rich.console
 import rich.table
-from jax.experimental import topologies
+from jax.experimental.topologies import get_topology_desc
 
-from bert_jax import chips, collectives, config, sharding
+from bert_jax import chips, collectives, config, sharding, topologies
 from bert_jax.config import require
 from bert_jax.experiment import Experiment
 from bert_jax.program import Program, step_flops
@@ -42,7 +42,7 @@ class Cost:
 
 @dataclasses.dataclass(frozen=True)
 class Phase:
-    """One phase's train step on one chip of the pod. Bytes unless said otherwise."""
+    """One phase's train step on one device of the pod: a chip, or half a TPU7x. Bytes unless said otherwise."""
 
     length: int
     batch_size: int
@@ -75,6 +75,7 @@ class Report:
     name: str
     chip: str
     count: int  # chips
+    devices: int  # of JAX in a chip: the phases' figures are of one
     changes: dict[str, str]  # of the experiment, that make it fit: none where it fits as it is, or nothing helps
     phases: tuple[Phase, ...]
 
@@ -84,11 +85,12 @@ class Report:
 
 
 def devices(topology: str, slices: int = 1) -> list[jax.Device]:
-    """Descriptions of a pod's chips, such as "v5e:8x8" or "v4:2x2x4", to compile for.
+    """Descriptions of a pod's devices, to compile for: of "v5e:8x8", "v4:2x2x4", "v5litepod-16" (topologies.py).
 
     Raises:
-      ValueError: where libtpu is not installed, or knows no such pod.
+      ValueError: where nobody sells such a slice, or libtpu is not installed or does not know it.
     """
+    pod = topologies.parse(topology)
     # No TPU is looked for or held: one that works here is left in peace.
     for name, value in {
         "TPU_SKIP_MDS_QUERY": "1",
@@ -98,21 +100,15 @@ def devices(topology: str, slices: int = 1) -> list[jax.Device]:
     }.items():
         os.environ.setdefault(name, value)
     require(has_compiler(), "the TPU's compiler is not installed: pip install 'bert_jax[tpu]'")
-    match = re.fullmatch(r"(v4|v5e|v5p|v6e):(\d+)x(\d+)(?:x(\d+))?", topology)
-    known = "v4, v5e, v5p or v6e and the chips along each axis, such as v5e:4x4, v5e:8x8, v4:2x2x4"
-    require(match, f"unknown topology {topology!r}: {known}")
-    assert match
-    three = match[1] in ("v4", "v5p")
-    require(bool(match[4]) == three, f"the chips of a {match[1]} lie along {3 if three else 2} axes, not {topology!r}")
     more: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
-    if match[1] == "v4":
+    if pod.generation.name == "v4":
         more["chip_config_name"] = "megacore"  # the two cores of a chip are one device
-    if int(match[2]) * int(match[3]) < 4:
-        more["chips_per_host_bounds"] = (int(match[2]), int(match[3]), int(match[4] or 1))
+    if pod.shape[0] * pod.shape[1] < 4:
+        more["chips_per_host_bounds"] = (*pod.shape, 1)[:3]
     try:
-        return list(topologies.get_topology_desc(platform="tpu", topology_name=topology, **more).devices)
+        return list(get_topology_desc(platform="tpu", topology_name=str(pod), **more).devices)
     except jax.errors.JaxRuntimeError as error:
-        raise ValueError(f"there is no topology {topology!r}: {str(error).splitlines()[0]}; {known}") from None
+        raise ValueError(f"the TPU's compiler does not know {pod}: {str(error).splitlines()[0]}") from None
 
 
 def has_compiler() -> bool:
@@ -226,7 +222,7 @@ def check_phase(exp: Experiment, phase: config.Phase, devices: list[jax.Device],
         memory_seconds=seconds[1],
         network_seconds=seconds[2],
         hours=hours,
-        dollars=hours * len(devices) * chip.price,
+        dollars=hours * len(devices) / chip.devices * chip.price,
         **facts,
     )
 
@@ -301,7 +297,8 @@ def check(
             if not found[index].fits:
                 break
         phases = tuple(found[index] for index in sorted(found))
-        return Report(exp.name, chip.name if chip else "", len(pod), changes, phases)
+        devices = chip.devices if chip else 1
+        return Report(exp.name, chip.name if chip else "", len(pod) // devices, devices, changes, phases)
 
     first = report(exp, {})
     if first.fits or not search:
@@ -320,7 +317,9 @@ def to_dict(report: Report) -> dict[str, Any]:
 
 def show(report: Report, console: rich.console.Console) -> None:
     """A table with a column for each phase, and what to change."""
-    table = rich.table.Table(title=f"{report.name} on {report.count} x {report.chip}", title_justify="left")
+    halves = f", figures of one of a chip's {report.devices} devices" if report.devices > 1 else ""
+    title = f"{report.name} on {report.count} x {report.chip}{halves}"
+    table = rich.table.Table(title=title, title_justify="left")
     table.add_column("")
     for phase in report.phases:
         table.add_column(f"{phase.batch_size} x {phase.length}", justify="right")

@@ -2,6 +2,7 @@
 
     python scripts/preflight.py --config=experiments/bert_large.py --topology=v5e:8x8
     python scripts/preflight.py --config=experiments/bert_base.py --topology=v4:2x2x4 --config.mesh.fsdp=16 --json
+    python scripts/preflight.py --config=experiments/bert_large.py --topology=v5litepod-64 --config.mesh.slices=2
 
 Compiles each phase's train step with the TPU's own compiler (pip install 'bert_jax[tpu]'). The exit status is 0 where
 the experiment fits as it is, 1 where it does not, and then it says what to change.
@@ -19,7 +20,7 @@ from bert_jax import startup
 from bert_jax.config import split_flags
 
 CONFIG = flags.DEFINE_string("config", None, "The experiment: a Python file that defines EXPERIMENT.", required=True)
-TOPOLOGY = flags.DEFINE_string("topology", None, "The pod: v5e:4x4, v5e:8x8, v4:2x2x4, v5p:..., v6e:...", required=True)
+TOPOLOGY = flags.DEFINE_string("topology", None, "The pod: v5e:8x8, v4:2x2x4, v5litepod-16 ...", required=True)
 JSON = flags.DEFINE_bool("json", False, "Print the report as JSON.")
 SEARCH = flags.DEFINE_bool("search", True, "Where it does not fit, try remat, fsdp and accumulation.")
 COST = flags.DEFINE_bool("cost", True, "Count FLOPs and bytes; of a scanned program by two more compilations.")

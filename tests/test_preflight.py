@@ -3,12 +3,14 @@
 import dataclasses
 import io
 import json
+import math
+import re
 
 import jax
 import pytest
 import rich.console
 
-from bert_jax import chips, collectives, config, experiment, flops, preflight
+from bert_jax import chips, collectives, config, experiment, flops, preflight, topologies
 from bert_jax.config import override
 from bert_jax.experiment import Experiment
 from bert_jax.tasks.classify import Classify
@@ -81,8 +83,44 @@ def test_the_formula_is_near_what_a_compiler_counts(task: object) -> None:
 
 
 def test_chips_are_found_by_their_longest_name() -> None:
-    found = [chips.find(kind) for kind in ("TPU v5 lite", "TPU v5", "NVIDIA H100 80GB HBM3", "cpu")]
-    assert [chip and chip.name for chip in found] == ["v5e", "v5p", "h100", None]
+    found = [chips.find(kind) for kind in ("TPU v5 lite", "TPU v5", "TPU7x", "NVIDIA H100 80GB HBM3", "cpu")]
+    assert [chip and chip.name for chip in found] == ["v5e", "v5p", "tpu7x", "h100", None]
+
+
+def test_every_tpu_that_is_sold_has_its_row() -> None:
+    assert {chip.name for chip in chips.CHIPS if chip.kind.startswith("TPU")} == set(topologies.GENERATIONS)
+
+
+def test_topologies_that_are_sold() -> None:
+    """By shape or accelerator type; the most compact where there are several."""
+    named = {"v5litepod-16": "v5e:4x4", "v4-32": "v4:2x2x4", "v5p-16": "v5p:2x2x2", "v6e-64": "v6e:8x8"}
+    named |= {"v4-512": "v4:4x8x8", "v5litepod:4x8": "v5e:4x8", "tpu7x-8": "tpu7x:2x2x1", "v5p-12288": "v5p:16x16x24"}
+    assert {name: str(topologies.parse(name)) for name in named} == named
+    assert topologies.parse("v4:4x4x16").accelerator == "v4-512"
+    assert [topologies.parse(name).exact for name in ("v4:4x4x16", "v4:4x8x8", "v4:2x4x4", "v5e:4x4")] == [
+        False
+    ] * 2 + [True] * 2
+    for name in topologies.GENERATIONS:
+        for shape in topologies.shapes(name):
+            text = f"{name}:{'x'.join(map(str, shape))}"
+            assert str(topologies.parse(text)) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "nearest"),
+    [
+        ("v4:4x4", "v4:2x2x4 (v4-32)"),
+        ("v4:4x4x2", "v4:2x4x4 (v4-64)"),  # sizes rise from axis to axis
+        ("v5e:3x5", "v5e:4x4 (v5litepod-16)"),
+        ("v5e:100x100", "v5e:16x16 (v5litepod-256)"),
+        ("v5litepod-17", "v5e:4x4 (v5litepod-16)"),
+        ("v5e:0x4", "v5e:1x1 (v5litepod-1)"),
+        ("v5p:16x16x28", "v5p:16x16x24 (v5p-12288)"),
+    ],
+)
+def test_what_nobody_sells_is_refused_with_the_nearest(text: str, nearest: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"nobody sells {text}: the nearest are {nearest}")):
+        preflight.devices(text)
 
 
 def test_what_is_wrong_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,8 +128,8 @@ def test_what_is_wrong_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match=r"32 rows cannot be split over 64 \(data x fsdp x accumulate\)"):
         preflight.compile_step(exp, exp.phases[0], jax.devices()[:4])
     monkeypatch.setattr(preflight, "has_compiler", lambda: True)
-    for name in ("v9:2x2", "v5e", "v5e:2x2x2", "v4:2x2", "nonsense"):
-        with pytest.raises(ValueError, match=r"v4:2x2x4|axes"):
+    for name in ("v9:2x2", "v5e", "v5e:", "nonsense", ""):
+        with pytest.raises(ValueError, match=r"a topology is like v5e:4x4, v4:2x2x4 or v5litepod-16, not"):
             preflight.devices(name)
     monkeypatch.setattr(preflight, "has_compiler", lambda: False)
     with pytest.raises(ValueError, match=r"pip install 'bert_jax\[tpu\]'"):
@@ -147,8 +185,21 @@ def test_the_tpu_compiler_on_two_slices() -> None:
     assert 0 < phase.model_flops < phase.compiled.flops
     assert phase.collectives["all-gather"]["count"] >= 8
     assert phase.dollars == pytest.approx(8 * 1.2 * phase.step_seconds * 1000 / 3600)
-    with pytest.raises(ValueError, match="there is no topology"):
-        preflight.devices("v5e:3x3")
+
+
+@needs_compiler
+def test_every_generation_is_known_to_the_compiler() -> None:
+    """The smallest and the next slice; TPU7x has two devices a chip, whose memory and price are a chip's together."""
+    for name in topologies.GENERATIONS:
+        for shape in topologies.shapes(name)[:2]:
+            pod = preflight.devices(f"{name}:{'x'.join(map(str, shape))}")
+            chip = chips.find(pod[0].device_kind)
+            assert chip
+            assert (chip.name, len(pod)) == (name, chip.devices * math.prod(shape))
+    found = preflight.check(SMALL, "tpu7x-8", cost=False)
+    assert (found.count, found.devices, found.chip) == (4, 2, "tpu7x")
+    assert found.phases[0].dollars == pytest.approx(4 * 12 * found.phases[0].step_seconds * 1000 / 3600)
+    assert found.phases[0].available == 96 * 2**30
 
 
 @needs_compiler
