@@ -6,9 +6,9 @@ import base64
 import html
 import json
 import math
-import pathlib
+import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -16,7 +16,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from bert_jax import chips, config, metrics, plots
+from bert_jax import chips, config, files, metrics, plots
 from bert_jax.results import SIGNIFICANT, Result, failures
 from bert_jax.study import Base, Run, Study, commands, runs, spelled
 
@@ -31,12 +31,13 @@ FAILURES = (
 )
 
 
-def write(study: Study, base: Base, results: Sequence[Result], folder: str | pathlib.Path, data_dir: str = "") -> None:
+def write(
+    study: Study, base: Base, results: Sequence[Result], folder: str | os.PathLike[str], data_dir: str = ""
+) -> None:
     """Writes all files anew into `folder`, from the results that are there."""
-    home = pathlib.Path(folder)
-    home.mkdir(parents=True, exist_ok=True)
-    (home / "table.json").write_text(json.dumps(to_dict(study, base, results, data_dir), indent=1) + "\n")
-    (home / "table.md").write_text(markdown(study, base, results, data_dir))
+    home = files.path(folder)
+    files.write_json(home / "table.json", to_dict(study, base, results, data_dir))
+    files.write(home / "table.md", markdown(study, base, results, data_dir))
     pictures = {}
     if any(result.n for result in results):
         draw(study, results, home / "table.png")
@@ -49,7 +50,7 @@ def write(study: Study, base: Base, results: Sequence[Result], folder: str | pat
             paired = any("nsp_accuracy" in curves[label][1] for label in there)
             plots.draw(there, [loss, *["nsp_accuracy"] * paired], str(picture))
             pictures[f"Pre-training, {name}, held-out text"] = picture
-    (home / "report.html").write_text(page(study, base, results, pictures, data_dir))
+    files.write(home / "report.html", page(study, base, results, pictures, data_dir))
 
 
 def to_dict(study: Study, base: Base, results: Sequence[Result], data_dir: str = "") -> dict[str, Any]:
@@ -197,7 +198,7 @@ def _largest(results: Sequence[Result], columns: Sequence[str]) -> list[str]:
     return list(found.values())
 
 
-def draw(study: Study, results: Sequence[Result], output: pathlib.Path) -> None:
+def draw(study: Study, results: Sequence[Result], output: str | os.PathLike[str]) -> None:
     """A panel for each column, our figures above and the paper's below: points with their spread, or lines."""
     columns = list(study.columns)
     paper = any(one.paper is not None for one in results)
@@ -224,8 +225,7 @@ def draw(study: Study, results: Sequence[Result], output: pathlib.Path) -> None:
             if theirs is not None:
                 theirs.set_ylabel("the paper")
     figure.suptitle(study.title, fontsize=11)
-    figure.savefig(output, dpi=130)
-    plt.close(figure)
+    plots.save(figure, output)
 
 
 def _draw_points(ours: plt.Axes, theirs: plt.Axes | None, cells: Sequence[Result]) -> None:
@@ -290,9 +290,7 @@ summary { cursor: pointer }
 """
 
 
-def page(
-    study: Study, base: Base, results: Sequence[Result], pictures: dict[str, pathlib.Path], data_dir: str = ""
-) -> str:
+def page(study: Study, base: Base, results: Sequence[Result], pictures: Mapping[str, Any], data_dir: str = "") -> str:
     """The report: each cell opens to its seeds, test, configs, commands and cost."""
     columns = [column.name for column in study.columns]
     head = "".join(f"<th>{html.escape(name)}</th>" for name in ("", *columns))

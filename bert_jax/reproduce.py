@@ -9,7 +9,6 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
-import pathlib
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -20,7 +19,7 @@ import rich.console
 import rich.table
 from etils import epath
 
-from bert_jax import chips, claims, config, planning, report, results, sharding, sweep, tables
+from bert_jax import chips, claims, config, files, planning, report, results, sharding, sweep, tables
 from bert_jax.config import require
 from bert_jax.experiment import Experiment
 from bert_jax.program import Program
@@ -73,7 +72,7 @@ def reproduce(
         return bool(own) or (run.after is not None and failed(run.after))
 
     console = rich.console.Console(stderr=True, soft_wrap=True, highlight=False, quiet=quiet)
-    home = pathlib.Path(workdir) / study.name
+    home = files.path(workdir) / study.name
     waiting = ""
     written: list[Run] | None = None  # what was left when the table was written last
     while True:
@@ -122,7 +121,7 @@ def _groups(left: Sequence[Run], together: int) -> Iterator[list[Run]]:
     """The runs that can begin, seeds of one fine-tuning side by side."""
     seeds: dict[str, list[Run]] = {}
     for run in left:
-        alone = run.workdir if run.kind == "pre-training" else str(epath.Path(run.workdir).parent)
+        alone = run.workdir if run.kind == "pre-training" else str(files.path(run.workdir).parent)
         seeds.setdefault(alone, []).append(run)
     for same in seeds.values():
         for start in range(0, len(same), together):
@@ -147,7 +146,7 @@ def check_files(cells: Sequence[Cell], data_dir: str) -> None:
         for run in cell.runs.values()
         for name in run.experiment.task.files()
     }
-    missing = {p: c for p, c in wanted.items() if not p.startswith("tfds:") and not epath.Path(p).exists()}
+    missing = {p: c for p, c in wanted.items() if not p.startswith("tfds:") and not files.path(p).exists()}
     lines = "".join(f"\n  {path} (column {column})" for path, column in missing.items())
     require(not missing, f"these files are not there; name their folder with --data_dir, or fewer --columns:{lines}")
 
@@ -161,7 +160,7 @@ def check_pretrainings(cells: Sequence[Cell]) -> None:
     """
     old = {run.formerly: run.workdir for run in runs(cells) if run.formerly not in ("", run.workdir)}
     begun = {a: b for a, b in old.items() if _config(a).exists() and not _config(b).exists()}
-    names = "".join(f"\n  {epath.Path(a).parent} to {epath.Path(b).parent.name}" for a, b in begun.items())
+    names = "".join(f"\n  {files.path(a).parent} to {files.path(b).parent.name}" for a, b in begun.items())
     require(
         not begun,
         "these pre-trainings are of a version that did not name runs by their data. Where their corpus is the one that "
@@ -186,12 +185,12 @@ def check_pretrainings(cells: Sequence[Cell]) -> None:
 
 
 def _config(workdir: str) -> epath.Path:
-    return epath.Path(workdir) / "config.json"
+    return files.path(workdir) / "config.json"
 
 
 def _steps(workdir: str) -> set[int]:
     """The steps of a run's checkpoints."""
-    folder = epath.Path(workdir) / "checkpoints"
+    folder = files.path(workdir) / "checkpoints"
     return {int(path.name) for path in folder.iterdir() if path.name.isdigit()} if folder.exists() else set()
 
 
@@ -217,7 +216,7 @@ def estimates(cells: Sequence[Cell], data_dir: str = "", cache_dir: str = "") ->
             seconds = result.get("seconds")
             found.append(Estimate(run, True, result["step"], result["tokens"], result.get("flops"), seconds))
             continue
-        same = str(epath.Path(run.workdir).parent)  # seeds of one run differ in nothing that counts here
+        same = str(files.path(run.workdir).parent)  # seeds of one run differ in nothing that counts here
         if same not in known:
             known[same] = _work(run, data_dir, cache_dir)
         steps, tokens, flops = known[same]

@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 from etils import epath
 
-from bert_jax import cache, config, experiment, fingerprints, planning, pretrained, sweep
+from bert_jax import cache, config, experiment, files, fingerprints, planning, pretrained, sweep
 from bert_jax.config import nearest, require
 from bert_jax.experiment import Experiment
 
@@ -91,7 +91,7 @@ class Base:
 
     @property
     def trained(self) -> bool:
-        return epath.Path(self.file).is_dir()
+        return files.path(self.file).is_dir()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +128,7 @@ class Run:
         """How far the run is."""
         if self.failure():
             return "failed"
-        begun = (epath.Path(self.workdir) / "config.json").exists()
+        begun = (files.path(self.workdir) / "config.json").exists()
         return "done" if self.result() else "begun" if begun else "to run"
 
     def data_dir(self, data_dir: str) -> str:
@@ -197,7 +197,7 @@ def load_base(path: str, changes: Mapping[str, Any], tuning: Mapping[str, Any]) 
     Raises:
       ValueError: where there is neither, or `changes` are asked of weights.
     """
-    if epath.Path(path).is_dir():
+    if files.path(path).is_dir():
         require(not changes, f"{path} holds weights, whose pre-training is over: {', '.join(changes)} cannot change")
         return Base(path, pretrained.open(path).experiment, {}, {}, tuning)
     base = planning.configured(experiment.load(path), changes)
@@ -364,7 +364,7 @@ def _folder(workdir: str, exp: Experiment, data: Mapping[str, str]) -> str:
     values = {**config.leaves(config.to_dict(dataclasses.replace(exp, seed=0, name=""))), **data}
     kept = {name: value for name, value in values.items() if not experiment.resumable(name)}
     digest = cache.digest(json.dumps(kept, sort_keys=True))[:8]
-    return str(epath.Path(workdir) / f"{exp.name}-{digest}" / f"seed={exp.seed}")
+    return str(files.path(workdir) / f"{exp.name}-{digest}" / f"seed={exp.seed}")
 
 
 def spelled(value: Any) -> str:

@@ -11,7 +11,6 @@ the workdir under one path, the runs are shared out. Ends in WORKDIR/NAME/{table
 from __future__ import annotations
 
 import os
-import pathlib
 import sys
 from typing import Any
 
@@ -50,7 +49,7 @@ def main(argv: list[str], changes: dict[str, str], tuning: dict[str, str]) -> in
         raise app.UsageError(f"too many arguments: {argv[1:]}; a flag's value follows an equals sign")
     import rich.console
 
-    from bert_jax import reproduce, results, study, train
+    from bert_jax import files, reproduce, results, study, train
 
     startup.log_warnings()
     startup.keep_programs(CACHE_DIR.value)
@@ -60,7 +59,7 @@ def main(argv: list[str], changes: dict[str, str], tuning: dict[str, str]) -> in
             study.load(STUDY.value), ROWS.value, COLUMNS.value, SEEDS.value or 0, PRETRAINING_SEEDS.value or 0
         )
         base = study.load_base(BASE.value or plan.base, changes, tuning)
-        workdir = WORKDIR.value if "://" in WORKDIR.value else str(pathlib.Path(WORKDIR.value).absolute())
+        workdir = str(files.path(WORKDIR.value))
         where: dict[str, Any] = {"data_dir": DATA_DIR.value, "cache_dir": CACHE_DIR.value}
         if DRY_RUN.value:
             cells = study.plan(plan, base, workdir, DATA_DIR.value)
@@ -68,7 +67,7 @@ def main(argv: list[str], changes: dict[str, str], tuning: dict[str, str]) -> in
             reproduce.check_pretrainings(cells)
             return 0
         found = reproduce.reproduce(plan, base, workdir, together=TOGETHER.value, **where)
-        home = pathlib.Path(workdir) / plan.name
+        home = files.path(workdir) / plan.name
         print((home / "table.md").read_text().split("## What the runs took")[0])
         print(f"{home / 'report.html'}")
         failed = results.failures(found)

@@ -87,7 +87,7 @@ def test_a_full_disk_takes_no_line(tmp_path: pathlib.Path, full_disk: Callable[[
     lines = files.Lines(tmp_path / "lines")
     lines.append("first")
     full_disk(3)
-    with pytest.raises(OSError, match="the disk of .* is full"):
+    with pytest.raises(OSError, match=r"the disk of .* is full"):
         lines.append("second")
     assert (tmp_path / "lines").read_text() == "first\n"
     full_disk(1000)
