@@ -38,12 +38,18 @@ def serve() -> Iterator[Bucket]:
     class Handler(server.RequestHandler):
         protocol_version = "HTTP/1.1"  # clients keep their connections
 
-        def _exists(self, name: str) -> bool:
+        def _generation(self, name: str) -> str:
+            """Of an object: what preconditions are about; "0": it is not there."""
             try:
-                storage.get_file_obj(NAME, name)
+                return str(storage.get_file_obj(NAME, name)["generation"])
             except Exception:
-                return False
-            return True
+                return "0"
+
+        def end_headers(self) -> None:
+            match = re.search(r"/o/([^?]+)", self.path)
+            if self.command == "GET" and match and "alt=media" in self.path:
+                self.send_header("x-goog-generation", self._generation(urllib.parse.unquote(match[1])))
+            super().end_headers()
 
         def do_POST(self) -> None:  # noqa: N802
             query = urllib.parse.parse_qs(urllib.parse.urlparse(self.path).query)
@@ -56,7 +62,7 @@ def serve() -> Iterator[Bucket]:
                     bucket.written[name] += length
                     bucket.writes[name] += 1
                     # The emulator ignores preconditions: "0" is "only where there is no such object".
-                    if query.get("ifGenerationMatch") == ["0"] and self._exists(name):
+                    if query.get("ifGenerationMatch", [self._generation(name)])[0] != self._generation(name):
                         self.rfile.read(length)
                         self.send_response(412, "Precondition Failed")
                         self.send_header("Content-Length", "0")
