@@ -48,7 +48,7 @@ def params(workdir: pathlib.Path, step: int | None = None) -> dict[str, np.ndarr
     return {sharding.path_of(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-TIMED = ("seconds", "tokens_per_second", "goodput")
+TIMED = ("seconds", "tokens_per_second", "goodput", "device")
 
 
 def untimed(values: dict[str, Any]) -> dict[str, Any]:
@@ -320,6 +320,7 @@ def test_a_step_sends_nothing_to_the_devices_but_its_batch(
 
     for name, guard in {"train": "disallow", "after": "allow", "evaluate": "allow"}.items():
         monkeypatch.setattr(train._Loop, name, under(guard, getattr(train._Loop, name)))
+    monkeypatch.setattr(Program, "on_devices", under("allow", Program.on_devices))  # once, before the steps
     assert train.run(tiny, str(tmp_path), quiet=True)["done"]
 
 
