@@ -240,7 +240,7 @@ class Masking:
         The published recipe sets it by hand: 20 at 128 is the rate times the length rounded up, 76 at 512 rounded down.
         """
         if self.max_predictions:
-            return self.max_predictions
+            return min(self.max_predictions, length)
         if self.rate == 0.15 and length == 512:
             return 76
         return math.ceil(self.rate * length - 1e-9)

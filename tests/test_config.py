@@ -70,6 +70,7 @@ def test_an_absent_encoder_starts_from_its_defaults() -> None:
         ({"encoder.vocab_size": 10**9}, r"would make [\d,]+ parameters, [\d,]+ bytes of float32"),
         ({"encoder.vocab_multiple": 10**9}, r"would make [\d,]+ parameters, [\d,]+ bytes of float32"),
         ({"encoder.max_positions": 2 * 10**9}, r"would make [\d,]+ parameters, [\d,]+ bytes of float32"),
+        ({"task.dupe_factor": 10**9}, r"dupe_factor must lie in \[1, 10000\]"),
         ({"seed": 2**31}, "seed must fit into 32 bits"),
         ({"phases": "none"}, "phases"),
     ],
@@ -172,3 +173,4 @@ def test_a_wrong_type_in_a_file_is_said_where_it_is_written() -> None:
 def test_predicted_positions_are_those_of_the_recipe() -> None:
     assert [Masking().predictions(length) for length in (16, 64, 128, 512)] == [3, 10, 20, 76]
     assert Masking(max_predictions=9).predictions(128) == 9
+    assert Masking(max_predictions=10**9).predictions(128) == 128

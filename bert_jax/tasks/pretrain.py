@@ -47,7 +47,7 @@ class Pretrain(Task):
 
     def __post_init__(self) -> None:
         check_types(self)
-        require(self.dupe_factor > 0, f"dupe_factor must be above 0, not {self.dupe_factor}")
+        require(0 < self.dupe_factor <= 10_000, f"dupe_factor must lie in [1, 10000], not {self.dupe_factor}")
         require(0 < self.heldout <= 0.5, f"heldout must lie in (0, 0.5], not {self.heldout}")
         require(
             self.input_format == "segment_pair" or not self.next_sentence,
