@@ -26,14 +26,13 @@ def use_huge_pages() -> None:
 
 def log_warnings() -> None:
     """What this package warns of goes to stderr. Of what other libraries log, which is much, errors alone do."""
-    absl_logging.set_verbosity(absl_logging.ERROR)
-    own = logging.getLogger("bert_jax")
-    own.setLevel(logging.WARNING)
-    if not own.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("warning: %(message)s"))
-        own.addHandler(handler)
-        own.propagate = False
+    absl_logging.set_verbosity(absl_logging.WARNING)
+    absl_logging.get_absl_handler().python_handler.addFilter(_told)
+
+
+def _told(record: logging.LogRecord) -> bool:
+    ours = pathlib.Path(__file__).parent in pathlib.Path(record.pathname).parents
+    return ours or record.levelno >= logging.ERROR
 
 
 def keep_programs(cache_dir: str = "") -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-import logging
 import math
 import statistics
 import time
@@ -17,13 +16,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import jax
+from absl import logging
 from etils import epath
 
 from bert_jax import config, experiment, fingerprints, planning, train
 from bert_jax.config import require
 from bert_jax.experiment import Experiment
 
-logger = logging.getLogger(__name__)
 FAILED = "failed.json"  # in the workdir of a run that came to no end, while that is so
 
 Grid: TypeAlias = Mapping[str, Sequence[Any]]  # the values of each field, by dotted name
@@ -298,7 +297,7 @@ def run_group(group: Sequence[Runnable], how: Mapping[str, Any]) -> dict[str, di
         return dict(zip(workdirs, results, strict=True))
     except FloatingPointError as error:
         several = f"; each of the {len(group)} runs beside it goes on by itself" if len(group) > 1 else ""
-        logger.warning("%s: %s%s", ", ".join(workdirs), error, several)
+        logging.warning("%s: %s%s", ", ".join(workdirs), error, several)
         if len(group) == 1:
             _mark(workdirs[0], str(error))
             return {workdirs[0]: None}

@@ -5,17 +5,16 @@ from __future__ import annotations
 import csv
 import io
 import json
-import logging
 import os
 import pathlib
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
+from absl import logging
+
 from bert_jax import files, text
 from bert_jax.config import nearest, require
-
-logger = logging.getLogger(__name__)
 
 ARCHIVES = (".xz", ".gz", ".bz2", ".zst")
 
@@ -115,7 +114,7 @@ def _cells(path: str, content: str, needed: Sequence[str], columns: list[str], m
                 raise ValueError(f"{path}:{number}: {len(columns)} columns expected ({', '.join(columns)}), {found}")
             skipped.append(number)
     if skipped:
-        logger.warning("%s: %d malformed rows skipped, the first in line %d", path, len(skipped), skipped[0])
+        logging.warning("%s: %d malformed rows skipped, the first in line %d", path, len(skipped), skipped[0])
 
 
 def _tsv(content: str) -> Iterator[tuple[int, list[str]]]:

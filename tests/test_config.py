@@ -73,6 +73,8 @@ def test_an_absent_encoder_starts_from_its_defaults() -> None:
         ({"task.dupe_factor": 10**9}, r"dupe_factor must lie in \[1, 10000\]"),
         ({"seed": 2**31}, "seed must fit into 32 bits"),
         ({"phases": "none"}, "phases"),
+        ({"every.keep_every": 15_000}, "every.keep_every must be a multiple of every.checkpoint=10000"),
+        ({"every.keep_every": -1}, "every.keep_every must be a multiple of"),
     ],
 )
 def test_what_is_wrong_is_said_where_it_is_written(changes: dict, message: str) -> None:
@@ -103,6 +105,18 @@ def test_differences_name_the_fields() -> None:
     changed = override(BASE, {"encoder.layers": 2, "phases.0.steps": 5})
     lines = config.differences(config.to_dict(BASE), config.to_dict(changed))
     assert lines == ["encoder.layers: 12, and 2", "phases.0.steps: 1000000, and 5"]
+
+
+def test_leaves_are_named_by_their_places() -> None:
+    found = config.leaves(config.to_dict(Experiment(task=Pretrain(corpus="c"))))
+    assert found["task.corpus"] == "c"
+    assert found["phases.0.steps"] == 1_000_000
+    assert config.leaves({"a": [], "b": [3, {}]}) == {"a": [], "b.0": 3, "b.1": {}}
+
+
+def test_what_a_run_may_change_goes_by_whole_names() -> None:
+    assert all(map(experiment.resumable, ("every", "every.keep_every", "mesh.data", "encoder.scan")))
+    assert not any(map(experiment.resumable, ("everything", "meshes.data", "encoder.scanned", "encoder", "seed")))
 
 
 def test_an_unknown_class_or_field_in_json_is_refused() -> None:

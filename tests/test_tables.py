@@ -76,7 +76,7 @@ def test_a_bad_file_is_named_with_its_line(tmp_path: pathlib.Path, name: str, te
 
 def test_malformed_rows_may_be_skipped_and_are_counted(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said = []
-    monkeypatch.setattr(tables.logger, "warning", lambda text, *values: said.append(text % values))
+    monkeypatch.setattr(tables.logging, "warning", lambda text, *values: said.append(text % values))
     path = write(tmp_path, "a\tb\nx\t1\nbad\ny\t2\nworse\n")
     assert cells(path, "a", malformed="skip") == [("x",), ("y",)]
     assert said == [f"{path}: 2 malformed rows skipped, the first in line 3"]

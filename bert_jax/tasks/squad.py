@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -16,13 +15,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 
 from bert_jax import config, heads, losses, scores, tables
 from bert_jax.config import check_types, require
 from bert_jax.tasks.base import Batch, Context, Outputs, Pair, Source, Task, inputs
 from bert_jax.tasks.windows import Question, Windows, read
-
-logger = logging.getLogger(__name__)
 
 NO_CANDIDATE = 1e6  # the odds of no answer, where no span can be one
 
@@ -105,7 +103,7 @@ class Squad(Task):
                 if not train:
                     found.append(one._replace(located=False))
         if lost or moved:
-            logger.warning("%s: %d answers are not at their offset; %d relocated", path, lost + moved, moved)
+            logging.warning("%s: %d answers are not at their offset; %d relocated", path, lost + moved, moved)
         require(bool(found), f"{path}: no questions")
         return found
 
