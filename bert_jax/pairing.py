@@ -200,7 +200,9 @@ def index(corpus: Corpus, which: Pass) -> np.ndarray:
     kind = f"{which.split}{'' if which.paired else '-unpaired'}"
     name = f"{kind}-length{which.length}-pass{which.number}-seed{which.seed}-{digest}.npy"
     private = pathlib.Path(tempfile.gettempdir()) / f"bert_jax-{getpass.getuser()}" / "index"
-    homes = [corpus.directory / INDEX, private]
+    homes = [corpus.directory / INDEX]
+    if not private.parent.exists() or private.parent.stat().st_uid == os.getuid():  # anybody may write to /tmp
+        homes.append(private)
     for home in homes:
         rows = _mapped(home / name)
         if rows is not None:
@@ -215,6 +217,8 @@ def index(corpus: Corpus, which: Pass) -> np.ndarray:
         temporary = home / f".{name}.{uuid.uuid4().hex[:8]}"
         try:
             with files.room(home, cure):
+                if home == private:
+                    private.parent.mkdir(mode=0o700, exist_ok=True)
                 home.mkdir(parents=True, exist_ok=True)
                 with open(temporary, "xb") as file:
                     _write(file, corpus, which)
@@ -231,7 +235,7 @@ def index(corpus: Corpus, which: Pass) -> np.ndarray:
         finally:
             with contextlib.suppress(OSError):
                 temporary.unlink()
-    raise PermissionError(errno.EACCES, f"the example index may be written neither to {homes[0]} nor to {homes[1]}")
+    raise PermissionError(errno.EACCES, f"the example index may be written neither to {homes[0]} nor to {private}")
 
 
 def _write(file: BinaryIO, corpus: Corpus, which: Pass) -> None:

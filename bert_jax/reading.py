@@ -44,7 +44,11 @@ def opened(folder: str | os.PathLike[str]) -> Iterator[None]:
     with files.room(folder.parent, "make room and run the same command again"):
         folder.mkdir(parents=True, exist_ok=True)
     with files.locked(folder, f"another process reads into {folder}: wait for it, or stop it"):
-        yield
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # where nothing was read
 
 
 def read(

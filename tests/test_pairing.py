@@ -333,8 +333,12 @@ def test_a_corpus_that_may_only_be_read(small, tmp_path, monkeypatch):
 
     monkeypatch.setattr(pathlib.Path, "mkdir", refuse)
     monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    monkeypatch.setenv("LOGNAME", "ada")
     assert len(PairExamples(small, length=44, passes=1, seed=0)) > 0
-    assert len(list(tmp_path.rglob("train-length44-*.npy"))) == 1
+    (found,) = tmp_path.rglob("train-length44-*.npy")
+    monkeypatch.setattr("os.getuid", lambda: found.stat().st_uid + 1)  # as if the folder were somebody else's
+    with pytest.raises(PermissionError, match="may be written neither to"):
+        PairExamples(small, length=44, passes=1, seed=0)
 
 
 @pytest.mark.parametrize(
