@@ -21,7 +21,7 @@ from typing import Any
 
 from absl import app, flags
 
-from bert_jax import planning, startup
+from bert_jax import startup
 from bert_jax.config import require, split_flags
 
 _CONFIG = flags.DEFINE_string("config", None, "The experiment: a Python file that defines EXPERIMENT.", required=True)
@@ -62,7 +62,7 @@ def main(argv: Sequence[str], changes: dict[str, str]) -> int:
     """
     if len(argv) > 1:
         raise app.UsageError(f"too many arguments: {argv[1:]}; a flag's value follows an equals sign")
-    from bert_jax import experiment, hosts, sweep, train  # after the flags: --help needs no JAX
+    from bert_jax import experiment, hosts, planning, sweep, train  # after the flags: --help needs no JAX
 
     startup.log_warnings()
     startup.keep_programs(_CACHE_DIR.value)
@@ -122,4 +122,4 @@ if __name__ == "__main__":
         arguments, overrides = split_flags(sys.argv)
     except ValueError as problem:
         sys.exit(f"error: {problem}")
-    app.run(lambda argv: main(argv, overrides), argv=arguments)
+    startup.run(lambda argv: main(argv, overrides), argv=arguments)

@@ -5,13 +5,24 @@ from __future__ import annotations
 import logging
 import os
 import pathlib
+import signal
 import sys
+from collections.abc import Callable
 from typing import Any
 
-from absl import flags
+from absl import app, flags
 from absl import logging as absl_logging
 
 from bert_jax import cache
+
+
+def run(main: Callable[[list[str]], Any], argv: list[str] | None = None) -> None:
+    """Runs a command, `main` of its arguments, as `absl.app.run` does. Ctrl-C ends it in a line, wherever it is at."""
+    try:
+        app.run(main, argv=argv)
+    except KeyboardInterrupt:
+        print("stopped by SIGINT; run the same command again", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
 
 
 def use_huge_pages() -> None:

@@ -29,7 +29,7 @@ import numpy as np
 import optax
 from absl import app, flags
 
-from bert_jax import config, data, parallel, sharding
+from bert_jax import config, data, parallel, sharding, startup
 from bert_jax.experiment import Experiment
 from bert_jax.program import Program
 from bert_jax.tasks.base import Context
@@ -332,4 +332,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    startup.run(main)

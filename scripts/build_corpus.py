@@ -18,7 +18,7 @@ from typing import Any
 
 from absl import app, flags
 
-from bert_jax import building, corpus, pairing, text, tokenizer
+from bert_jax import building, corpus, pairing, startup, text, tokenizer
 
 _INPUT = flags.DEFINE_multi(  # type: ignore[call-overload]
     flags.ListParser(),
@@ -88,4 +88,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    startup.run(main)

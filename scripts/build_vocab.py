@@ -23,7 +23,7 @@ import rich.console
 import rich.progress
 from absl import app, flags
 
-from bert_jax import files, reading, tokenizer, vocabularies
+from bert_jax import files, reading, startup, tokenizer, vocabularies
 
 _INPUT = flags.DEFINE_multi(  # type: ignore[call-overload]
     flags.ListParser(),
@@ -126,4 +126,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    startup.run(main)

@@ -12,7 +12,7 @@ import typing
 
 from absl import app, flags
 
-from bert_jax import convert
+from bert_jax import convert, startup
 
 _TO = flags.DEFINE_enum("to", None, typing.get_args(convert.Form), "What DESTINATION shall be.")
 
@@ -28,4 +28,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    startup.run(main)

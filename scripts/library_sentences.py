@@ -5,7 +5,7 @@ python scripts/library_sentences.py --output=DIR
 
 import sys
 
-from absl import app, flags
+from absl import flags
 
 from bert_jax import quickstart, startup
 
@@ -22,4 +22,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    startup.run(main)

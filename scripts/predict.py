@@ -17,7 +17,7 @@ With --embeddings it gives vectors instead, of any model: a text's, or each of i
 import itertools
 import sys
 
-from absl import app, flags
+from absl import flags
 
 import bert_jax
 from bert_jax import experiment, predict, startup
@@ -67,4 +67,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    startup.run(main)

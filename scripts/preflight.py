@@ -54,4 +54,4 @@ if __name__ == "__main__":
         arguments, overrides = split_flags(sys.argv)
     except ValueError as problem:
         sys.exit(f"error: {problem}")
-    app.run(lambda argv: main(argv, overrides), argv=arguments)
+    startup.run(lambda argv: main(argv, overrides), argv=arguments)

@@ -96,4 +96,4 @@ if __name__ == "__main__":
         arguments, tunings = split_flags(arguments, "tuning.")
     except ValueError as problem:
         sys.exit(f"error: {problem}")
-    app.run(lambda argv: main(argv, overrides, tunings), argv=arguments)
+    startup.run(lambda argv: main(argv, overrides, tunings), argv=arguments)

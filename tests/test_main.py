@@ -12,7 +12,7 @@ from bert_jax import experiment
 from bert_jax.config import override, split_flags
 from bert_jax.experiment import Experiment
 from bert_jax.startup import use_huge_pages
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, environment
 
 
 def test_overrides_are_taken_out_of_the_command_line() -> None:
@@ -158,3 +158,14 @@ def test_a_run_by_command_line_and_predictions_from_it(tiny: Experiment, corpus:
 def test_help_says_what_it_does_with_an_example(script: str) -> None:
     said = run("--help", script=f"scripts/{script}")
     assert f"scripts/{script}" in said.stdout, said.stderr
+
+
+@pytest.mark.parametrize("line", [["-m", "bert_jax", "--config"], ["scripts/reproduce.py", "--study"]])
+def test_ctrl_c_is_a_line(tmp_path: pathlib.Path, line: list[str]) -> None:
+    """While an experiment's file is read, before any step."""
+    (tmp_path / "slow.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    given = [sys.executable, *line[:-1], f"{line[-1]}={tmp_path / 'slow.py'}", f"--workdir={tmp_path / 'run'}"]
+    ended = subprocess.run(given, cwd=REPOSITORY, env=environment(), capture_output=True, text=True)
+    assert ended.returncode == 130, ended.stderr
+    assert ended.stderr.splitlines()[-1] == "stopped by SIGINT; run the same command again"
+    assert "Traceback" not in ended.stderr
