@@ -24,10 +24,10 @@ def of(exp: Experiment, data_dir: str = "") -> dict[str, str]:
     """The fingerprint of all that a run's result depends on and its fields only name, by the field that names it:
     "task.corpus", "task.dev.0", "vocab", "init_from".
 
-    A corpus is known by its manifest, which has the hashes of its sources; a task's file by what is in it (of an
-    archive, unpacked) and by its name, which says how it is read; a TFDS set by name and version; a vocabulary by its
-    pieces; weights by their encoder, their vocabulary and the bytes of their files. What is not there, or cannot be
-    read, has no fingerprint: the run itself says what is wrong with it.
+    A corpus is known by what its manifest says of its sources' contents, its vocabulary and its counts; a task's file
+    by what is in it (of an archive, unpacked) and by its name, which says how it is read; a TFDS set by name and
+    version; a vocabulary by its pieces; weights by their encoder, their vocabulary and the bytes of their files. What
+    is not there, or cannot be read, has no fingerprint: the run itself says what is wrong with it.
     """
     data: dict[str, Callable[[], str]] = {name: functools.partial(_corpus, name) for name in exp.task.corpora()}
     data |= {name: functools.partial(_file, name, data_dir) for name in exp.task.files()}
@@ -46,7 +46,10 @@ def of(exp: Experiment, data_dir: str = "") -> dict[str, str]:
 
 
 def _corpus(directory: str) -> str:
-    return cache.digest(json.dumps(corpus.read_json(pathlib.Path(directory) / corpus.MANIFEST), sort_keys=True))
+    known = corpus.read_json(pathlib.Path(directory) / corpus.MANIFEST)
+    sources = [source.get("sha256", source) for source in known["sources"]]
+    made = [known.get(name) for name in ("vocabulary", "errors", "field", "counts")]
+    return cache.digest(json.dumps([sources, made], sort_keys=True))
 
 
 def _file(name: str, data_dir: str) -> str:
