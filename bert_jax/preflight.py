@@ -100,6 +100,11 @@ def devices(topology: str, slices: int = 1) -> list[jax.Device]:
     }.items():
         os.environ.setdefault(name, value)
     require(has_compiler(), "the TPU's compiler is not installed: pip install 'bert_jax[tpu]'")
+    require(
+        pod.generation.name != "tpu7x" or jax.__version_info__ >= (0, 12),
+        f"the TPU's compiler that goes with JAX {jax.__version__} crashes on programs for tpu7x: take Python 3.12 or "
+        "later and JAX 0.12",
+    )
     more: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
     if pod.generation.name == "v4":
         more["chip_config_name"] = "megacore"  # the two cores of a chip are one device

@@ -10,9 +10,11 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 
 import pytest
+from packaging.requirements import Requirement
 
 from bert_jax import launch
 from tests.conftest import REPOSITORY
@@ -360,7 +362,7 @@ def test_a_run_that_fails_shows_its_log_and_is_given_up(cloud: Cloud) -> None:
     for name, text in {"truth": "ACTIVE", "next": "1"}.items():
         cloud.set(name, text)
     said: list[str] = []
-    with pytest.raises(RuntimeError, match="ended with status 1: the 5th failure on this slice, which is still there"):
+    with pytest.raises(RuntimeError, match=r"ended with status 1: the 5th failure on this slice, which is still there"):
         launch.supervise(cloud.slice, sleep=lambda _: None, say=said.append)
     assert "the run ended with status 1 (failure 1 of 5)\nw-0: ValueError: the corpus is empty" in "\n".join(said)
     assert cloud.calls == ["install", *["start"] * 5]
@@ -488,3 +490,38 @@ def test_dry_run_prints_the_commands() -> None:
     wanted = change(env=("A=b", "C=d"))
     steps = (launch.create, launch.install, launch.copy_data, launch.start)
     assert said.stdout.splitlines() == [line for step in steps for line in step(wanted)]
+
+
+def test_the_image_holds_what_it_names() -> None:
+    """No Docker here: its file as text, against the checkout, pyproject.toml and constraints.txt."""
+    lines = (REPOSITORY / "Dockerfile").read_text().splitlines()
+    copied = [name for line in lines if line.startswith("COPY ") for name in line.split()[1:-1]]
+    kept = [line[1:] for line in (REPOSITORY / ".dockerignore").read_text().splitlines() if line.startswith("!")]
+    assert sorted(copied) == sorted(kept)
+    tracked = subprocess.run(["git", "ls-files"], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+    assert set(copied) <= {line.split("/")[0] for line in tracked.splitlines()}
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    assert {"pyproject.toml", "constraints.txt", project["readme"], "bert_jax"} <= set(copied)
+    (version,) = (line.removeprefix("FROM python:").removesuffix("-slim") for line in lines if line.startswith("FROM"))
+    assert f"--python {version} " in "".join(launch.install(SLICE))  # the Python of all TPU machines
+    (extra,) = (line.removeprefix("ARG EXTRA=") for line in lines if line.startswith("ARG"))
+    assert extra in project["optional-dependencies"]
+    assert 'ENTRYPOINT ["python", "-m", "bert_jax"]' in lines
+
+
+def test_pins_agree_with_bounds() -> None:
+    """On each Python that is supported: what constraints.txt pins is what pyproject.toml allows, once each."""
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    needs = [*project["dependencies"], *(need for extra in project["optional-dependencies"].values() for need in extra)]
+    pins = [Requirement(line) for line in (REPOSITORY / "constraints.txt").read_text().splitlines()]
+    for python in ("3.11", "3.12", "3.13"):
+        here = [pin for pin in pins if pin.marker is None or pin.marker.evaluate({"python_version": python})]
+        versions = {pin.name.lower(): str(pin.specifier).removeprefix("==") for pin in here}
+        assert len(versions) == len(here)
+        for need in map(Requirement, needs):
+            if need.name.lower() in versions:
+                assert need.specifier.contains(versions[need.name.lower()]), (python, need)
+        assert {"jax", "jaxlib", "flax", "libtpu", "gcsfs", "google-cloud-storage"} <= versions.keys()
+    for name in ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy"):
+        (need,) = (need for need in map(Requirement, project["dependencies"]) if need.name == name)
+        assert any(one.operator == "<" for one in need.specifier), f"{name} has no upper bound"

@@ -56,9 +56,7 @@ def main(argv: list[str]) -> int:
     if len(argv) != 2 or argv[1] not in actions:
         raise app.UsageError(f"one action is needed: {nearest(argv[1] if len(argv) > 1 else '', actions)}")
     try:
-        slice = launch.Slice(
-            **{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-        )
+        slice = launch.Slice(**_given())
         steps = ("create", "install", "data", "start") if argv[1] == "supervise" else (argv[1],)
         commands = [command for step in steps for command in launch.ACTIONS[step](slice)]
     except ValueError as error:
