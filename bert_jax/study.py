@@ -292,7 +292,8 @@ def _pretrainings(study: Study, row: Row, base: Base, workdir: str) -> list[Run 
 def _kept(study: Study, row: Row, exp: Experiment) -> dict[str, int]:
     """The changes by which a pre-training keeps `study.checkpoints`, evenly spread, besides its newest.
 
-    Every pre-training that can does, whichever study makes it: another may share it, and begin there.
+    Every pre-training that can does, whichever study makes it: another may share it, and begin there. Where it would
+    have to save far more often for it, one does alone whose own row begins there, and saves at no other steps.
     """
     total = sum(phase.steps for phase in exp.phases) if all(phase.steps for phase in exp.phases) else 0
     if row.at < 1:
@@ -303,6 +304,10 @@ def _kept(study: Study, row: Row, exp: Experiment) -> dict[str, int]:
         return {}
     usual = min(exp.every.checkpoint or part, part)  # as often as it saves anyway, and at the end of each part
     often = next(steps for steps in range(usual, 0, -1) if part % steps == 0)
+    if 4 * often < usual:  # as of a large prime
+        if row.at == 1:
+            return {}
+        often = part
     return {"every.checkpoint": often, "every.keep_every": part}
 
 

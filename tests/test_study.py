@@ -215,6 +215,7 @@ def test_figure_5_starts_at_checkpoints_that_are_kept() -> None:
         (1_000_000, 30_000, 100_000, 25_000),
         (4_000, 600, 400, 400),
         (4_001, 600, 0, 600),
+        (1_000_030, 10_000, 0, 10_000),  # a tenth is a prime
     ],
 )
 def test_whichever_study_is_first_the_checkpoints_of_all_are_kept(
@@ -234,6 +235,11 @@ def test_whichever_study_is_first_the_checkpoints_of_all_are_kept(
 def test_of_a_pre_training_whose_steps_are_not_known_the_newest_are_kept() -> None:
     mixed = planned("table5", **{"phases.1.steps": 0, "phases.1.epochs": 1})
     assert mixed[0].runs[0, 0].after.experiment.every.keep_every == 0
+
+
+def test_where_no_number_of_steps_divides_a_tenth_checkpoints_lie_there_alone() -> None:
+    run = only(planned("figure5", **{"phases.0.steps": 1_000_000, "phases.1.steps": 30}), "MLM, 20%", "MNLI-m").after
+    assert (run.experiment.every.checkpoint, run.experiment.every.keep_every) == (100_003, 100_003)
 
 
 def test_checkpoints_lie_at_shares_of_the_row_s_own_steps() -> None:
