@@ -69,7 +69,7 @@ def _write(found: Pretrained, vocabulary: Tokenizer, folder: pathlib.Path, to: s
 
 
 def _write_workdir(found: Pretrained, vocabulary: Tokenizer, workdir: str) -> None:
-    experiment.record(found.experiment, workdir)
+    experiment.record(found.experiment, workdir, length=found.length)
     vocabulary.save(files.path(workdir) / "tokenizer")
     checkpoint.write_params(workdir, found.params(), found.step)
 

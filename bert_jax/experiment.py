@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import pathlib
 import sys
 import types
@@ -279,7 +278,8 @@ def read_config(workdir: str, known: Mapping[str, type] | None = None) -> Experi
     values = config.read_json(path, cure)
     require(values.get("is") == Experiment.__name__, f"{path} is not that of a run's workdir")
     origins = values.pop(_CLASSES, {})
-    values.pop("data", None)  # what its data were: see `record`
+    for name in _BESIDE:  # see `record`
+        values.pop(name, None)
     try:
         require(isinstance(origins, dict), f"{_CLASSES} must be an object, not {origins!r}")
         recorded = [kind for kind in _with_inner(_subclasses(Task)) if _origin(kind) == origins.get(kind.__name__)]
@@ -310,6 +310,7 @@ def read_result(workdir: str) -> dict[str, Any] | None:
     return values
 
 
+_BESIDE = ("data", "start_length")  # what config.json holds beside the experiment's fields
 _CLASSES = "classes"  # of config.json: where classes are defined that are not this package's
 
 
@@ -323,7 +324,15 @@ def _recorded(values: Any) -> Iterator[str]:
         yield from _recorded(value)
 
 
-def record(experiment: Experiment, workdir: str, data: Mapping[str, str] | None = None) -> dict[str, str]:
+def start_length(workdir: str) -> int | None:
+    """The length of the weights that a run started from, in tokens, as config.json has it; None: it does not say."""
+    found = config.read_json(files.path(workdir) / "config.json").get("start_length")
+    return found if isinstance(found, int) else None
+
+
+def record(
+    experiment: Experiment, workdir: str, data: Mapping[str, str] | None = None, length: int | None = None
+) -> dict[str, str]:
     """Writes config.json; where one is there already, the run is the same but for what `RESUMABLE` names.
 
     Args:
@@ -332,6 +341,8 @@ def record(experiment: Experiment, workdir: str, data: Mapping[str, str] | None 
       data: what its data are, by the field that names them, as `fingerprints.of` gives it; config.json holds it under
         "data". Where both know a field's data, these must be the same, and may lie elsewhere. None, as a config.json of
         an earlier version: not known, not checked.
+      length: that of the weights that the run starts from; what an earlier call said goes before it. It is kept under
+        "start_length", as those weights may be gone once the run is used.
 
     Returns:
       All that is known of the data, now or from before.
@@ -343,7 +354,9 @@ def record(experiment: Experiment, workdir: str, data: Mapping[str, str] | None 
     values, own, known = config.to_dict(experiment), _own_classes(experiment), dict(data or {})
     if path.exists():
         before = config.to_dict(read_config(workdir, own))  # with what became a field since then at its default
-        then: dict[str, str] = config.read_json(path).get("data") or {}
+        recorded = config.read_json(path)
+        then: dict[str, str] = recorded.get("data") or {}
+        length = recorded.get("start_length", length)
         same = {field for field in then.keys() & known.keys() if then[field] == known[field]}
         changed = [
             line
@@ -366,5 +379,6 @@ def record(experiment: Experiment, workdir: str, data: Mapping[str, str] | None 
         known = {**then, **known}
     if own:
         values[_CLASSES] = {name: _origin(kind) for name, kind in own.items()}
-    files.write(path, json.dumps({**values, "data": known}, indent=1) + "\n")
+    beside = {"data": known, "start_length": length}
+    files.write_json(path, {**values, **{name: value for name, value in beside.items() if value is not None}})
     return known

@@ -70,7 +70,8 @@ class Lane:
         if self.main:
             files.make_folder(self.folder)
             self.claim = claims.acquire_or_wait(self.folder / "run.lock", self.workdir, say)
-            self.data = experiment.record(self.exp, self.workdir, fingerprints.of(self.exp, self.context.data_dir))
+            data, length = fingerprints.of(self.exp, self.context.data_dir), pretrained.start_length(self.exp)
+            self.data = experiment.record(self.exp, self.workdir, data, length)
             self.vocabulary.save(self.folder / "tokenizer")
         if self.context.frozen is not None:
             checkpoint.write_frozen(self.workdir, self.context.frozen.params)

@@ -61,8 +61,8 @@ class Pretrained:
     def length(self) -> int:
         """The longest sequence that the weights were trained on, in tokens; later positions are random embeddings.
 
-        Of a run: that of its phases that had begun, and of what it started from, as long as that is where it was. Of
-        published weights: their positions, or fewer where the tokenizer's `model_max_length` says so.
+        Of a run: that of its phases that had begun, and of what it started from. Of published weights: their positions,
+        or fewer where the tokenizer's `model_max_length` says so.
         """
         return _length(self.directory, self.step)
 
@@ -161,10 +161,22 @@ def _length(directory: str, step: int | None = None, seen: frozenset[str] = froz
         return huggingface.read_length(str(files.local(directory)))
     exp = experiment.read_config(directory)
     length = max(phase.length for phase in _begun(exp, directory, step))
-    if exp.init_from and not exp.random_init:
+    known = experiment.start_length(directory)
+    if known is not None:
+        length = max(length, known)
+    elif exp.init_from and not exp.random_init:  # an earlier version did not record it
         with contextlib.suppress(ValueError, OSError):  # it may be damaged by now, as it may be gone
             length = max(length, _length(exp.init_from, exp.init_step, seen | {directory}))
     return min(length, exp.encoder.max_positions) if exp.encoder else length
+
+
+def start_length(exp: Experiment) -> int | None:
+    """The length of the weights that a run starts from, in tokens; None: it starts from none, or they are not there."""
+    if not exp.init_from or exp.random_init:
+        return None
+    with contextlib.suppress(ValueError, OSError):
+        return _length(exp.init_from, exp.init_step) or None
+    return None
 
 
 def _begun(exp: Experiment, directory: str, step: int | None) -> list[config.Phase]:

@@ -555,6 +555,17 @@ def test_a_run_goes_on_without_its_source(tiny: Experiment, whole: pathlib.Path,
     train.run(exp, str(tmp_path), stop_at=2, quiet=True)
 
 
+def test_a_run_knows_the_length_of_a_source_that_is_gone(
+    tiny: Experiment, whole: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    shutil.copytree(whole, tmp_path / "source")
+    short = (config.Phase(length=16, batch_size=8, steps=2),)
+    exp = dataclasses.replace(tiny, init_from=str(tmp_path / "source"), phases=short)
+    train.run(exp, str(tmp_path / "run"), stop_at=1, quiet=True)
+    shutil.rmtree(tmp_path / "source")
+    assert bert_jax.load(str(tmp_path / "run")).length == 32
+
+
 def test_a_finished_run_is_left_as_it_is(tiny: Experiment, whole: pathlib.Path) -> None:
     before = (whole / "metrics.jsonl").read_text(), (whole / "result.json").read_text()
     assert train.run(tiny, str(whole), quiet=True) == json.loads(before[1])
