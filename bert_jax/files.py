@@ -83,13 +83,15 @@ class DiskFullError(OSError):
 
 @contextlib.contextmanager
 def room(name: str | os.PathLike[str], cure: str = _AGAIN) -> Iterator[None]:
-    """Where the disk is full inside, raises a `DiskFullError` about a file or folder that ends in `cure`."""
+    """Where the disk is full inside, raises a `DiskFullError` about a file or folder that ends in `cure`.
+
+    Of several that lie within each other, the innermost with a cure of its own speaks.
+    """
     try:
         yield
-    except DiskFullError:
-        raise
     except OSError as error:
-        if error.errno not in _FULL:
+        said = isinstance(error, DiskFullError) and not str(error).endswith(_AGAIN)
+        if said or error.errno not in _FULL:
             raise
         raise DiskFullError(error.errno, f"{_FULL[error.errno].format(os.fspath(name))}: {cure}") from None
 

@@ -43,8 +43,8 @@ def reproduce(
     """Runs what is missing and writes the table into WORKDIR/NAME, after each run anew.
 
     The table and its page are written at the start and after each run, not while this waits for other machines.
-    A run whose loss is no number leaves its place in the table empty, and those that start from it do not run; table
-    and page say so. The next call tries it again.
+    A run whose loss is NaN or infinite leaves its place in the table empty, and those that start from it do not run;
+    table and page say so. The next call tries it again.
 
     Args:
       study: the table or figure.

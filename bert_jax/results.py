@@ -82,7 +82,7 @@ def collect(cells: Sequence[Cell]) -> list[Result]:
             result, why = run.result(), run.failure()
             value = figure(result, cell.column) if result else None
             if why or (value is not None and not math.isfinite(value)):
-                failed[seeds] = why or f"its {cell.column.name} is no number: {value}"
+                failed[seeds] = why or f"its {cell.column.name} is NaN or infinite: {value}"
             elif value is not None:
                 values[seeds] = value * cell.column.scale
                 if result and result.get("constant"):

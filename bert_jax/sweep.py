@@ -99,7 +99,7 @@ class Summary:
                 point.collapsed
             )
             failed = [seed for seed, value in zip(point.seeds, point.values, strict=True) if value is None]
-            notes += [f"no number: seeds {_list(failed)}"] * bool(failed)
+            notes += [f"NaN or infinite: seeds {_list(failed)}"] * bool(failed)
             if not point.done:
                 lines.append(f"| {point.name} | - | - | 0 | - | - | {'; '.join(notes)} |")
                 continue
@@ -247,11 +247,13 @@ def read_result(workdir: str) -> dict[str, Any] | None:
 
 
 def failure(workdir: str) -> str:
-    """Why a run has no figure: it came to no end, or to one that is no number. "" where neither is so."""
+    """Why a run has no figure: it came to no end, or to one that is NaN or infinite. "" where neither is so."""
     result = read_result(workdir)
     if result is not None:
         # The last step may have made weights of which a score can be had, but no loss.
-        return next((f"its {x} is no number" for x in ("loss", "score") if not math.isfinite(result.get(x, 0.0))), "")
+        return next(
+            (f"its {x} is NaN or infinite" for x in ("loss", "score") if not math.isfinite(result.get(x, 0.0))), ""
+        )
     return failed_at(workdir).get("error", "")
 
 
@@ -283,7 +285,7 @@ class Runnable(Protocol):
 
 
 def run_group(group: Sequence[Runnable], how: Mapping[str, Any]) -> dict[str, dict[str, Any] | None]:
-    """The results of runs in one program, by workdir; of those whose loss was no number, None: see `failure`.
+    """The results of runs in one program, by workdir; of those whose loss was NaN or infinite, None: see `failure`.
 
     `how` are data_dir, cache_dir and quiet, as `train.run` takes them.
     """

@@ -57,7 +57,7 @@ def run(
 
     Raises:
       ValueError: at what is wrong with the experiment, its data or its checkpoints; nothing is lost.
-      FloatingPointError: at a loss that is no number; says the step. The last good checkpoint stands.
+      FloatingPointError: at a loss that is NaN or infinite; says the step. The last good checkpoint stands.
       Stopped: at SIGTERM or SIGINT, after the checkpoint is written; of several hosts, all stop where one hears it. A
         second signal ends the run at once, and what came after the last checkpoint is lost.
     """

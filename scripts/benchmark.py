@@ -300,7 +300,7 @@ def main(argv: list[str]) -> None:
     if unknown:
         raise app.UsageError(f"--against knows {', '.join(CONTENDERS)}, not {', '.join(sorted(unknown))}")
     try:  # before any process starts
-        config.override(config.Encoder(*SIZES[FLAGS.size], SIZES[FLAGS.size][1] // 64), pairs(FLAGS.set))
+        config.override(config.Encoder(*SIZES[FLAGS.size], SIZES[FLAGS.size][1] // 64), changes_of(FLAGS.set))
         config.Phase(length=FLAGS.length, batch_size=FLAGS.batch, steps=1)
     except ValueError as error:
         sys.exit(f"error: {error}")

@@ -179,7 +179,7 @@ def test_several_workers_share_the_runs_out(folder: pathlib.Path, monkeypatch: p
 def test_a_loss_that_is_no_number_leaves_its_cells_empty(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def failing(exp: Experiment, workdir: str, **how: object) -> dict:
         if not getattr(exp.task, "next_sentence", True):
-            raise FloatingPointError("the loss is no number at step 1")
+            raise FloatingPointError("the loss is NaN or infinite at step 1")
         return _pretend(exp, workdir)
 
     monkeypatch.setattr(train, "run_together", one_by_one(failing))
@@ -188,7 +188,7 @@ def test_a_loss_that_is_no_number_leaves_its_cells_empty(folder: pathlib.Path, m
     assert [len(one.failed) for one in found] == [0, 0, 2, 1]
     written = (folder / "work" / "small" / "table.md").read_text()
     assert "| no nsp | - (2 failed) | - (1 failed) |" in written
-    assert written.count(", which it starts from, failed: the loss is no number at step 1") == 2
+    assert written.count(", which it starts from, failed: the loss is NaN or infinite at step 1") == 2
     states = [one.run.state() for one in reproduce.estimates([one.cell for one in found])[0]]
     assert states == ["done"] * 3 + ["failed"] * 3
 
@@ -200,7 +200,7 @@ def test_the_next_call_tries_again_what_failed(folder: pathlib.Path, monkeypatch
     def failing(exp: Experiment, workdir: str, **_: object) -> dict:
         made.append(workdir)
         if broken and not getattr(exp.task, "next_sentence", True):
-            raise FloatingPointError("the loss is no number at step 1")
+            raise FloatingPointError("the loss is NaN or infinite at step 1")
         return _pretend(exp, workdir)
 
     monkeypatch.setattr(train, "run_together", one_by_one(failing))
@@ -254,7 +254,7 @@ def test_the_command_says_what_failed(folder: pathlib.Path, tiny: Experiment) ->
     assert done.returncode == 1, done.stderr
     assert "1 malformed rows skipped, the first in line 18" in done.stderr
     assert "0 of 1 runs are done, 1 failed: " in done.stderr
-    assert done.stderr.splitlines()[-1].endswith("/seed=0: its loss is no number")
+    assert done.stderr.splitlines()[-1].endswith("/seed=0: its loss is NaN or infinite")
     assert "| plain | - (1 failed) | " in done.stdout
 
 
@@ -283,7 +283,7 @@ def test_seeds_of_a_fine_tuning_go_through_one_program(folder: pathlib.Path, mon
 def test_of_a_group_the_run_that_fails_fails_alone(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def failing(exp: Experiment, workdir: str, **_: object) -> dict:
         if exp.name == "tuned" and exp.seed == 1:
-            raise FloatingPointError("the loss is no number")
+            raise FloatingPointError("the loss is NaN or infinite")
         return _pretend(exp, workdir)
 
     monkeypatch.setattr(train, "run_together", one_by_one(failing))

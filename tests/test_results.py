@@ -99,5 +99,5 @@ def test_a_figure_that_is_no_number_is_a_failure(tmp_path: pathlib.Path) -> None
     figures = [{"score": math.nan, "f1": 0.1}, {"score": 0.5, "f1": math.inf}, {"score": 0.5, "f1": 0.1}]
     found = results.collect(cells(tmp_path, {("row", "two"): figures}))
     assert dict(found[0].values) == {(0, 2): 10.0}
-    assert list(found[0].failed.values()) == ["its score is no number", "its two is no number: inf"]
+    assert list(found[0].failed.values()) == ["its score is NaN or infinite", "its two is NaN or infinite: inf"]
     assert list(results.failures(found)) == [run.workdir for run in list(found[0].cell.runs.values())[:2]]

@@ -23,12 +23,12 @@ class Trainer:
 
     def __init__(self) -> None:
         self.calls: list[list[str]] = []
-        self.broken: set[float] = set()  # learning rates at which the loss is no number
+        self.broken: set[float] = set()  # learning rates at which the loss is NaN or infinite
 
     def __call__(self, exps: Sequence[Experiment], workdirs: Sequence[str], **_: Any) -> list[dict[str, Any]]:
         self.calls.append([pathlib.Path(w).parent.name + "/" + pathlib.Path(w).name for w in workdirs])
         if self.broken & {exp.optimizer.learning_rate for exp in exps}:
-            raise FloatingPointError("the loss is no number")
+            raise FloatingPointError("the loss is NaN or infinite")
         found = []
         for exp, workdir in zip(exps, workdirs, strict=True):
             folder = pathlib.Path(workdir)
@@ -103,7 +103,7 @@ def test_a_run_whose_loss_is_no_number_takes_no_other_with_it(trainer: Trainer, 
     summary = sweep.sweep(EXP, str(tmp_path), grid=grid, seeds=2, together=4)
     assert list(map(len, trainer.calls)) == [4, 1, 1, 1, 1]
     assert [p.values.count(None) for p in summary.points] == [0, 2]
-    assert "| learning_rate=0.001 | - | - | 0 | - | - | no number: seeds 0, 1 |" in summary.table()
+    assert "| learning_rate=0.001 | - | - | 0 | - | - | NaN or infinite: seeds 0, 1 |" in summary.table()
     trainer.broken = {1e-3, 1e-4}
     with pytest.raises(ValueError, match="no run of the sweep came to its end"):
         sweep.sweep(EXP, str(tmp_path / "other"), grid=grid)
@@ -173,7 +173,7 @@ def test_a_run_that_failed_is_named_and_tried_again(real: Experiment, tmp_path: 
         summary = sweep.sweep(real, str(tmp_path / "sweep"), grid, **where)
         assert [len(point.done) for point in summary.points] == [1, 0]
         assert list(summary.failed) == list(summary.points[1].workdirs)
-        assert all("the loss is no number at step" in why for why in summary.failed.values())
+        assert all("the loss is NaN or infinite at step" in why for why in summary.failed.values())
         assert json.loads((tmp_path / "sweep" / "summary.json").read_text())["failed"] == summary.failed
         assert "tried again by the same command" in (tmp_path / "sweep" / "summary.md").read_text()
     (tmp_path / "rows.tsv").write_text("sentence\tlabel\n" + "be ba bi\t0\nbo bu ba\t1\n" * 8)
@@ -192,7 +192,7 @@ def test_the_command_says_what_it_skips_and_what_failed(real: Experiment, tmp_pa
     assert done.returncode == 1
     assert "1 malformed rows skipped, the first in line 18" in done.stderr
     assert "failed: " in done.stderr.splitlines()[-1]
-    assert "learning_rate=1e+30/seed=0: the loss is no number at step" in done.stderr.splitlines()[-1]
+    assert "learning_rate=1e+30/seed=0: the loss is NaN or infinite at step" in done.stderr.splitlines()[-1]
     assert "| learning_rate=0.001 | " in done.stdout
 
 
@@ -202,7 +202,7 @@ def test_a_result_that_is_no_number_is_a_failure(trainer: Trainer, tmp_path: pat
     file.write_text('{"metric": "accuracy", "score": 0.5, "loss": NaN}')
     again = sweep.sweep(EXP, str(tmp_path), seeds=2)
     assert again.points[0].values == (first.points[0].values[0], None)
-    assert again.failed == {str(file.parent): "its loss is no number"}
+    assert again.failed == {str(file.parent): "its loss is NaN or infinite"}
 
 
 @pytest.mark.parametrize(

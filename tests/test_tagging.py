@@ -7,6 +7,7 @@ import pathlib
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
@@ -26,6 +27,7 @@ from bert_jax import (
     sharding,
     train,
 )
+from bert_jax.encoder import Bert
 from bert_jax.experiment import Experiment
 from bert_jax.features import Frozen
 from bert_jax.program import Program
@@ -337,7 +339,7 @@ def test_a_run_from_file_to_entities(tiny: Experiment, tmp_path: pathlib.Path) -
         encoder=config.Encoder(layers=2, hidden=32, heads=2, vocab_size=40, max_positions=32, init_stddev=0.1),
         vocab=str(tmp_path / "vocab.txt"),
         task=dataclasses.replace(TASK, dev=("dev.txt", "more.txt")),
-        phases=(config.Phase(length=9, batch_size=16, epochs=40),),
+        phases=(config.Phase(length=9, batch_size=16, epochs=80),),
         optimizer=config.Optimizer(learning_rate=5e-3, warmup=0.1),
         every=config.Every(log=100, evaluate=0, checkpoint=0),
         predict=True,
@@ -449,11 +451,10 @@ def test_the_examples_are_the_encoder_s_hidden_states_at_first_tokens(base: Expe
     model = bert_jax.load(base.init_from)
     for row, number in enumerate((3, 59, 0)):
         given_ = {name: array[number : number + 1] for name, array in windows.arrays.items()}
-        layers = model._encode(
-            {"params": model.params["encoder"]}, *(given_[n] for n in ("tokens", "segments", "mask"))
-        )
+        inputs = (jnp.asarray(given_[n]) for n in ("tokens", "segments", "mask"))
+        output = Bert(model.config).apply({"params": model.params["encoder"]}, *inputs, all_layers=True)
         at = given_["predicted"][0]
-        wanted = np.array(layers.layers)[1:, 0, at].swapaxes(0, 1)
+        wanted = np.array(output.layers)[1:, 0, at].swapaxes(0, 1)
         np.testing.assert_allclose(batch["features"][row, : at.sum()], wanted, atol=2e-5)
         assert batch["predicted"][row].tolist() == [True] * at.sum() + [False] * (6 - at.sum())
         assert not batch["features"][row, at.sum() :].any()
