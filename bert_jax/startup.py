@@ -43,7 +43,8 @@ def log_warnings() -> None:
 
 def _told(record: logging.LogRecord) -> bool:
     ours = pathlib.Path(__file__).parent in pathlib.Path(record.pathname).parents
-    return ours or record.levelno >= logging.ERROR
+    raised = {"orbax", "asyncio"} & {*pathlib.Path(record.pathname).parts}  # what its threads log is raised here, too
+    return ours or (record.levelno >= logging.ERROR and not raised)
 
 
 def keep_programs(cache_dir: str = "") -> None:
