@@ -158,10 +158,10 @@ class Layer(nn.Module):
         drop = functools.partial(Dropout, c.dropout, c.dropout_rng)
         y = Attention(c, name="attention")(x, bias, at, train=self.train)
         x = x if at is None else jnp.take_along_axis(x, at[:, :, None], axis=1)
-        x = LayerNorm(c, name="attention_norm")(x + drop(name="attention_dropout")(y, train=self.train))
+        x = LayerNorm(c, name="attention_norm")(wide(x) + drop(name="attention_dropout")(wide(y), train=self.train))
         y = dense(c, c.feed_forward, "inner")(x)
         y = dense(c, c.hidden, "outer")(gelu(c, y))
-        return LayerNorm(c, name="outer_norm")(x + drop(name="outer_dropout")(y, train=self.train))
+        return LayerNorm(c, name="outer_norm")(wide(x) + drop(name="outer_dropout")(wide(y), train=self.train))
 
 
 class Attention(nn.Module):
@@ -182,7 +182,8 @@ class Attention(nn.Module):
         size = c.hidden // c.heads
         query, key, value = Projections(c, name="qkv")(x)
         query = query if at is None else jnp.take_along_axis(query, at[:, :, None, None], axis=1)
-        scores = jnp.einsum("bqhk,bthk->bhqt", query * size**-0.5, key, preferred_element_type=jnp.float32)
+        query = (wide(query) * size**-0.5).astype(query.dtype)  # the factor itself may be no bfloat16
+        scores = jnp.einsum("bqhk,bthk->bhqt", query, key, preferred_element_type=jnp.float32)
         if c.direction == "left_to_right":
             places = jnp.arange(x.shape[1])
             own = places[None] if at is None else at
@@ -255,6 +256,11 @@ class LayerNorm(nn.Module):
         return (x * scale + bias).astype(self.config.dtype)
 
 
+def wide(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """`x` in float32: for what is computed from it and rounded once, at the end."""
+    return x.astype(jnp.float32)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def softmax(scores: Float[Array, "*rows T"], dtype: Any) -> Float[Array, "*rows T"]:
     """Softmax over the last axis, computed in float32 and given as `dtype`, which alone is kept for the backward pass.
@@ -279,15 +285,44 @@ softmax.defvjp(_softmax_forward, _softmax_backward)
 
 
 def gelu(config: config.Encoder, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """x times the normal distribution's CDF at x, exact ("erf") or by the tanh approximation."""
-    if config.gelu == "tanh":
-        return jax.nn.gelu(x, approximate=True)
-    return x * (0.5 + 0.5 * jax.lax.erf(x * 0.5**0.5))  # as the reference; jax.nn.gelu's erfc takes three times as long
+    """x times the normal distribution's CDF at x, exact ("erf") or by the tanh approximation; computed in float32.
+
+    In bfloat16, 0.5 + 0.5 erf(x) cancels: at -3 what comes out is wrong by half.
+    """
+    return _gelu(x, config.gelu)
 
 
-def dense(config: config.Encoder, features: int, name: str) -> nn.Dense:
-    """A dense layer as BERT starts it: kernel [inputs, features] from `kernel_init`, bias zero."""
-    return nn.Dense(features, dtype=config.dtype, kernel_init=kernel_init(config), name=name)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _gelu(x: Float[Array, "*shape"], kind: str) -> Float[Array, "*shape"]:
+    """`gelu`. Its derivative is computed from `x`: of the float32 in between, a scan would keep three arrays."""
+    return _wide_gelu(x, kind)
+
+
+def _wide_gelu(x: Float[Array, "*shape"], kind: str) -> Float[Array, "*shape"]:
+    y = wide(x)
+    if kind == "tanh":
+        return jax.nn.gelu(y, approximate=True).astype(x.dtype)
+    # As the reference; jax.nn.gelu's erfc takes three times as long.
+    return (y * (0.5 + 0.5 * jax.lax.erf(y * 0.5**0.5))).astype(x.dtype)
+
+
+def _gelu_forward(x: Any, kind: str) -> tuple[Any, Any]:
+    return _wide_gelu(x, kind), x
+
+
+def _gelu_backward(kind: str, x: Any, gradient: Any) -> tuple[Any]:
+    return jax.vjp(lambda x: _wide_gelu(x, kind), x)[1](gradient)
+
+
+_gelu.defvjp(_gelu_forward, _gelu_backward)
+
+
+def dense(config: config.Encoder, features: int, name: str, dtype: str = "") -> nn.Dense:
+    """A dense layer as BERT starts it: kernel [inputs, features] from `kernel_init`, bias zero.
+
+    It computes in the activations' type unless it is given a `dtype`.
+    """
+    return nn.Dense(features, dtype=dtype or config.dtype, kernel_init=kernel_init(config), name=name)
 
 
 def kernel_init(config: config.Encoder) -> jax.nn.initializers.Initializer:

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from bert_jax import config
 from bert_jax.dropout import Dropout
-from bert_jax.encoder import Bert, LayerNorm, dense, gelu
+from bert_jax.encoder import Bert, LayerNorm, dense, gelu, wide
 
 
 class Pooler(nn.Module):
@@ -22,7 +22,8 @@ class Pooler(nn.Module):
 
     @nn.compact
     def __call__(self, hidden: Float[Array, "B N D"]) -> Float[Array, "B D"]:
-        return jnp.tanh(dense(self.config, self.config.hidden, "dense")(hidden[:, 0]))
+        pooled = dense(self.config, self.config.hidden, "dense")(hidden[:, 0])
+        return jnp.tanh(wide(pooled)).astype(pooled.dtype)
 
 
 class MaskedLM(nn.Module):
@@ -53,7 +54,7 @@ class NextSentence(nn.Module):
 
     @nn.compact
     def __call__(self, pooled: Float[Array, "B D"]) -> Float[Array, "B 2"]:
-        return dense(self.config, 2, "dense")(pooled).astype(jnp.float32)
+        return dense(self.config, 2, "dense", "float32")(pooled)
 
 
 class Classifier(nn.Module):
@@ -66,7 +67,7 @@ class Classifier(nn.Module):
     def __call__(self, x: Float[Array, "*rows D"], *, train: bool = False) -> Float[Array, "*rows C"]:
         c = self.config
         x = Dropout(c.dropout, c.dropout_rng, name="dropout")(x, train=train)
-        return dense(c, self.classes, "dense")(x).astype(jnp.float32)
+        return dense(c, self.classes, "dense", "float32")(x)
 
 
 class Span(nn.Module):
@@ -76,7 +77,7 @@ class Span(nn.Module):
 
     @nn.compact
     def __call__(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T 2"]:
-        return dense(self.config, 2, "dense")(hidden).astype(jnp.float32)
+        return dense(self.config, 2, "dense", "float32")(hidden)
 
 
 class BiLSTM(nn.Module):
@@ -162,7 +163,8 @@ class Mix(nn.Module):
     @nn.compact
     def __call__(self, layers: Float[Array, "*rows S D"]) -> Float[Array, "*rows D"]:
         weights = self.param("weights", nn.initializers.zeros, layers.shape[-2:-1])
-        return jnp.einsum("...sd,s->...d", layers, jax.nn.softmax(weights).astype(layers.dtype))
+        shares = jax.nn.softmax(weights).reshape((1,) * (layers.ndim - 2) + (-1, 1))
+        return (wide(layers) * shares).sum(axis=-2).astype(layers.dtype)
 
 
 def pooled_position(config: config.Encoder, mask: Bool[Array, "B T"]) -> Int[Array, "B 1"]:

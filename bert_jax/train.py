@@ -114,6 +114,7 @@ def _run_together(
         frozen = lanes[0].context.frozen if same else planning.frozen_encoder(exp, workdir)
         context = Context(planning.find_tokenizer(exp, workdir), data_dir, exp.seed, cache_dir, frozen, quiet)
         lanes.append(Lane(exp, workdir, context, mesh, sources, quiet=quiet))
+    require(stop_at >= 0, f"stop_at must be 0 (the end) or more, not {stop_at}")
     first, last = profile or (1, 1)
     steps = lanes[0].plan[-1].stop
     require(1 <= first <= last, f"a profile goes from a first to a last step, counted from 1, not {first} to {last}")

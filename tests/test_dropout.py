@@ -12,6 +12,16 @@ SHAPE = (64, 12, 48, 48)
 keep = jax.jit(hash_keep, static_argnums=(1, 2))
 
 
+@pytest.mark.parametrize("rng", ["hash", "threefry"])
+def test_what_a_bfloat16_is_scaled_by_is_no_bfloat16(rng: str) -> None:
+    """1 / 0.9 would be 1.1094: what is left would be 0.16% too small everywhere."""
+    x = jnp.linspace(1, 2, 2**12).astype(jnp.bfloat16)
+    found = np.asarray(dropout(jax.random.key(0), x, 0.1, rng), np.float64)
+    kept = found != 0
+    np.testing.assert_allclose(found[kept], np.asarray(x, np.float64)[kept] / 0.9, rtol=2**-8)
+    assert (found[kept] / np.asarray(x, np.float64)[kept]).mean() == pytest.approx(1 / 0.9, rel=3e-4)
+
+
 def dropped(seed: int, shape: tuple[int, ...] = SHAPE, rate: float = 0.1) -> np.ndarray:
     return ~np.array(
         jax.jit(hash_keep, static_argnums=(1, 2))(jax.random.bits(jax.random.key(seed), (2,)), shape, rate)

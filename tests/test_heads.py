@@ -1,12 +1,15 @@
 """The heads: parameter counts of the paper, tied embeddings, where the loss can look, and the loss at the start."""
 
+import dataclasses
 import functools
+from collections.abc import Iterator
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import Jaxpr, jaxprs_in_params
 
 from bert_jax import config as knobs
 from bert_jax import sharding
@@ -15,12 +18,14 @@ from bert_jax.encoder import Bert
 from bert_jax.heads import (
     BiLSTM,
     Classification,
+    Classifier,
     FeatureTagging,
     MaskedLM,
     Mix,
     NextSentence,
     Pooler,
     PreTraining,
+    Span,
     Tagging,
     module_of,
 )
@@ -274,6 +279,62 @@ def test_a_bilstm_drops_out_between_its_layers_alone() -> None:
     assert not np.allclose(train(LSTM, params, 0), train(LSTM, params, 1))
     one, first = BiLSTM(TINY, knobs.BiLSTM(layers=1, width=8, dropout=0.5)), {"layer_0": params["layer_0"]}
     np.testing.assert_array_equal(train(one, first, 0), one.apply({"params": first}, x, mask))
+
+
+MOVES = {"broadcast_in_dim", "concatenate", "convert_element_type", "copy", "gather", "iota", "name", "reshape"}
+MOVES |= {"rev", "select_n", "slice", "split", "squeeze", "stack", "transpose", "unstack"}
+HALF = dataclasses.replace(TINY, dtype="bfloat16", dropout=0.1, attention_dropout=0.1)
+
+
+def computed(jaxpr: Jaxpr) -> Iterator[str]:
+    """The primitives that give bfloat16 arrays, those that only move them left out."""
+    for one in jaxpr.eqns:
+        inner = list(jaxprs_in_params(one.params))
+        for other in inner:
+            yield from computed(other)
+        if not inner and any(getattr(x.aval, "dtype", None) == jnp.bfloat16 for x in one.outvars):
+            yield one.primitive.name
+
+
+@pytest.mark.parametrize(("gelu", "rng"), [("erf", "hash"), ("tanh", "threefry")])
+def test_in_bfloat16_there_are_products_and_biases_and_nothing_else(gelu: str, rng: str) -> None:
+    """All other arithmetic is done in float32 and rounded once."""
+    half = dataclasses.replace(HALF, gelu=gelu, dropout_rng=rng)
+    bilstm = knobs.BiLSTM(layers=2, width=8)
+    words = {"features": jnp.ones((3, 7, 4, 32)), "predicted": jnp.array(RAGGED)}
+    for module, batch in (
+        (PreTraining(half), make_batch()),
+        (Classification(half, 3), make_batch()),
+        (Classification(half, 3, bilstm), make_batch()),
+        (FeatureTagging(half, 3, True, bilstm), words),
+    ):
+        params = jax.eval_shape(module.init, jax.random.key(0), batch)
+        train = functools.partial(module.apply, train=True, rngs={"dropout": jax.random.key(0)})
+        found = set(computed(jax.make_jaxpr(train)(params, batch).jaxpr))
+        assert "dot_general" in found
+        assert found - MOVES <= {"dot_general", "add"}, type(module).__name__
+
+
+def test_the_logits_of_few_classes_are_float32_throughout() -> None:
+    """A regression's value of 3 would else be known to 0.016 alone."""
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(16, 32))).astype(jnp.bfloat16)
+    dense = {"kernel": jnp.asarray(rng.normal(size=(32, 2)), jnp.float32), "bias": jnp.array([3.3, -7.1])}
+    wanted = np.asarray(x, np.float64) @ np.asarray(dense["kernel"], np.float64) + np.array([3.3, -7.1])
+    for head in (Classifier(HALF, 2), NextSentence(HALF), Span(HALF)):
+        given = x[None] if isinstance(head, Span) else x
+        found = head.apply({"params": {"dense": dense}}, given)
+        assert found.dtype == jnp.float32
+        np.testing.assert_allclose(found.reshape(-1, 2), wanted, atol=1e-4)
+
+
+def test_a_mix_of_bfloat16_layers_is_rounded_once() -> None:
+    layers = jax.random.normal(jax.random.key(0), (2, 3, 4, 64)).astype(jnp.bfloat16)
+    weights = np.array([0.3, -1.0, 0.7, 2.0], np.float32)
+    shares = np.exp(weights.astype(np.float64)) / np.exp(weights.astype(np.float64)).sum()
+    found = Mix().apply({"params": {"weights": jnp.asarray(weights)}}, layers)
+    wanted = np.einsum("btsd,s->btd", np.asarray(layers, np.float64), shares)
+    np.testing.assert_allclose(np.asarray(found, np.float64), wanted, rtol=2**-8, atol=1e-6)
 
 
 def test_a_mix_is_the_mean_at_first_and_its_weights_are_shares() -> None:
