@@ -5,6 +5,7 @@ import functools
 import os
 import pathlib
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -91,6 +92,8 @@ def test_no_worker_outlives_a_killed_parent(script: str, tmp_path: pathlib.Path)
         deadline = time.monotonic() + 60
         while (left := in_group(child.pid)) and time.monotonic() < deadline:
             time.sleep(0.05)
+        for process in left:
+            os.kill(process, signal.SIGKILL)
         assert not left
     os.close(pipe)
 
