@@ -303,7 +303,8 @@ def read_result(workdir: str) -> dict[str, Any] | None:
         return None
     cure = "delete that file and run the training's command again: it computes it anew from the last checkpoint"
     values = config.read_json(path, cure)
-    for name in ("step", "score", "loss", "best_f1_threshold"):  # what is reckoned with
+    require(values, f"{path} is empty; {cure}")
+    for name in ("step", "score", "loss", "best_f1_threshold", "tokens", "flops", "seconds"):  # what is reckoned with
         value = values.get(name, 0)
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         require(number, f"{path} is damaged: {name} must be a number, not {value!r}; {cure}")

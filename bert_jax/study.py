@@ -114,7 +114,7 @@ class Run:
 
     def result(self) -> dict[str, Any] | None:
         """What result.json says; None where the run is not done. Raises `ValueError` where it is damaged."""
-        return sweep.read_result(self.workdir)
+        return experiment.read_result(self.workdir)
 
     def failure(self) -> str:
         """Why the run has no figures and, as it is, gets none; "" where it is done, or still to be made."""

@@ -17,9 +17,8 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checka
 
 import jax
 from absl import logging
-from etils import epath
 
-from bert_jax import config, experiment, fingerprints, planning, train
+from bert_jax import config, experiment, files, fingerprints, planning, train
 from bert_jax.config import require
 from bert_jax.experiment import Experiment
 
@@ -145,7 +144,7 @@ def runs(exp: Experiment, workdir: str, grid: Grid, seeds: int) -> list[Run]:
     found = []
     for values in itertools.product(*grid.values()):
         changes = dict(zip(grid, values, strict=True))
-        folders = {n: epath.Path(workdir) / _name(changes) / f"seed={n}" for n in range(exp.seed, exp.seed + seeds)}
+        folders = {n: files.path(workdir) / _name(changes) / f"seed={n}" for n in range(exp.seed, exp.seed + seeds)}
         point = planning.configured(exp, changes, str(folders[exp.seed]))
         for seed, folder in folders.items():
             found.append(Run(changes, dataclasses.replace(point, seed=seed), str(folder)))
@@ -193,8 +192,8 @@ def sweep(
     values: dict[str, Any] = {"metric": summary.metric, "majority": summary.majority, "best_run": summary.best_run()}
     values["failed"] = summary.failed
     points = [{**dataclasses.asdict(p), "mean": p.mean, "deviation": p.deviation} for p in summary.points]
-    (epath.Path(workdir) / "summary.json").write_text(json.dumps({**values, "points": points}, indent=1) + "\n")
-    (epath.Path(workdir) / "summary.md").write_text(summary.table() + "\n")
+    files.write_json(files.path(workdir) / "summary.json", {**values, "points": points})
+    files.write(files.path(workdir) / "summary.md", summary.table() + "\n")
     return summary
 
 
@@ -216,7 +215,7 @@ def _finished(group: Sequence[Run], data_dir: str) -> dict[str, dict[str, Any] |
     """The results that are there, of runs that were the same, on the same data."""
     found: dict[str, dict[str, Any] | None] = {}
     for run in group:
-        result = read_result(run.workdir)
+        result = experiment.read_result(run.workdir)
         if result is not None:
             exp = planning.resolve(run.experiment, run.workdir)
             experiment.record(exp, run.workdir, fingerprints.of(exp, data_dir))
@@ -224,31 +223,9 @@ def _finished(group: Sequence[Run], data_dir: str) -> dict[str, dict[str, Any] |
     return found
 
 
-def read_result(workdir: str) -> dict[str, Any] | None:
-    """What a run's result.json says; None where the run is not done.
-
-    Raises:
-      ValueError: where the file is damaged; says how to have it made anew.
-    """
-    path = epath.Path(workdir) / "result.json"
-    if not path.exists():
-        return None
-    try:
-        result = config.read_json(path)
-        require(result, "it is empty")
-        for name in ("score", "loss", "step", "tokens", "flops", "seconds"):
-            number = isinstance(result.get(name, 0.0), (int, float)) and not isinstance(result.get(name), bool)
-            require(number, f"{name} is no number")
-    except ValueError as error:
-        raise ValueError(
-            f"{path} is damaged ({error}): delete it, and the run evaluates its last checkpoint and writes it anew"
-        ) from None
-    return result
-
-
 def failure(workdir: str) -> str:
     """Why a run has no figure: it came to no end, or to one that is NaN or infinite. "" where neither is so."""
-    result = read_result(workdir)
+    result = experiment.read_result(workdir)
     if result is not None:
         # The last step may have made weights of which a score can be had, but no loss.
         return next(
@@ -259,7 +236,7 @@ def failure(workdir: str) -> str:
 
 def failed_at(workdir: str) -> dict[str, Any]:
     """What the mark of a run that failed says, "error" and "time"; {} where there is none."""
-    path = epath.Path(workdir) / FAILED
+    path = files.path(workdir) / FAILED
     try:
         return config.read_json(path) if path.exists() else {}
     except ValueError as error:
@@ -267,11 +244,7 @@ def failed_at(workdir: str) -> dict[str, Any]:
 
 
 def _mark(workdir: str, error: str) -> None:
-    folder = epath.Path(workdir)
-    folder.mkdir(parents=True, exist_ok=True)
-    whole = folder / f".{FAILED}"  # others may be reading it
-    whole.write_text(json.dumps({"error": error, "time": time.time()}, indent=1) + "\n")
-    whole.replace(folder / FAILED)
+    files.write_json(files.path(workdir) / FAILED, {"error": error, "time": time.time()})
 
 
 @runtime_checkable
@@ -295,7 +268,7 @@ def run_group(group: Sequence[Runnable], how: Mapping[str, Any]) -> dict[str, di
     try:
         results = train.run_together(exps, workdirs, **how)
         for workdir in workdirs:
-            (epath.Path(workdir) / FAILED).unlink(missing_ok=True)
+            files.remove(files.path(workdir) / FAILED)
         return dict(zip(workdirs, results, strict=True))
     except FloatingPointError as error:
         several = f"; each of the {len(group)} runs beside it goes on by itself" if len(group) > 1 else ""
@@ -320,8 +293,8 @@ def _forget(results: Mapping[str, dict[str, Any] | None]) -> None:
     choose = min if next(iter(done.values()))[0] == "loss" else max
     best = choose(done, key=lambda workdir: done[workdir][1])
     for workdir in done:
-        if workdir != best and (epath.Path(workdir) / "checkpoints").exists():
-            (epath.Path(workdir) / "checkpoints").rmtree()
+        if workdir != best and (files.path(workdir) / "checkpoints").exists():
+            (files.path(workdir) / "checkpoints").rmtree()
 
 
 def _summary(everything: Sequence[Run], results: Mapping[str, dict[str, Any] | None]) -> Summary:

@@ -8,6 +8,7 @@ Several runs that differ in seed or learning rate alone can share a program: the
 from __future__ import annotations
 
 import contextlib
+import math
 import signal
 import time
 from collections.abc import Sequence
@@ -367,15 +368,18 @@ class _Loop:
     def check(self, lane: Lane, step: int, totals: Totals) -> None:
         """That all figures up to `step` are finite numbers."""
         if totals.bad:
-            assert lane.checkpoints is not None
-            good, where = lane.checkpoints.latest(), f" in {lane.workdir}" if len(self.lanes) > 1 else ""
-            stands = (
-                "There is no checkpoint yet" if good is None else f"The last good checkpoint is that of step {good}"
+            raise self.failure(
+                lane, f"the loss is NaN or infinite at step {step - int(totals.steps) + int(totals.bad)}"
             )
-            raise FloatingPointError(
-                f"the loss is NaN or infinite at step {step - int(totals.steps) + int(totals.bad)}{where}. {stands}; a "
-                "lower --config.optimizer.learning_rate, or a longer warmup, is the usual cure"
-            )
+
+    def failure(self, lane: Lane, what: str) -> FloatingPointError:
+        """The error, with what stands and what to do."""
+        assert lane.checkpoints is not None
+        good, where = lane.checkpoints.latest(), f" in {lane.workdir}" if len(self.lanes) > 1 else ""
+        stands = "There is no checkpoint yet" if good is None else f"The last good checkpoint is that of step {good}"
+        return FloatingPointError(
+            f"{what}{where}. {stands}; a lower --config.optimizer.learning_rate, or a longer warmup, is the usual cure"
+        )
 
     def evaluation_due(self, step: int) -> bool:
         ends = any(step == stretch.stop for stretch in self.plan)
@@ -401,6 +405,8 @@ class _Loop:
                 which = f" seed {lane.exp.seed}" if several else ""
                 figures = "  ".join(f"{k} {v:.4g}" for k, v in scores.items())
                 self.progress.say(f"step {step}: validation{which}  {figures}")
+                if not math.isfinite(scores.get("loss", 0.0)):  # the weights are no good, whatever the step's loss was
+                    raise self.failure(lane, f"the loss on validation data is NaN or infinite at step {step}")
         if self.since is not None:
             self.since += time.monotonic() - began  # evaluation is not training time
         self.patience = hosts.PATIENT

@@ -262,7 +262,7 @@ def test_a_damaged_result_is_named(folder: pathlib.Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(train, "run_together", one_by_one(_pretend))
     run(folder)
     next(folder.glob("work/tuned*/seed=0/result.json")).write_text('{"score": ')
-    with pytest.raises(ValueError, match=r"tuned-\w+/seed=0/result\.json is damaged .* delete it"):
+    with pytest.raises(ValueError, match=r"tuned-\w+/seed=0/result\.json is damaged.* delete that file"):
         run(folder)
 
 

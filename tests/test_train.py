@@ -412,6 +412,15 @@ def test_a_nan_stops_the_run_and_keeps_the_last_good_checkpoint(tiny: Experiment
     assert all(np.isfinite(leaf).all() for leaf in params(tmp_path).values())
 
 
+def test_a_last_step_that_makes_nan_weights_is_not_saved(tiny: Experiment, tmp_path: pathlib.Path) -> None:
+    """Its own loss is finite: what it did is seen by the evaluation."""
+    phases = (config.Phase(length=16, batch_size=8, steps=1),)
+    optimizer = config.Optimizer(learning_rate=1e38, warmup=0, schedule="constant")
+    with pytest.raises(FloatingPointError, match=r"on validation data is NaN or infinite at step 1. There is no check"):
+        train.run(dataclasses.replace(tiny, phases=phases, optimizer=optimizer), str(tmp_path), quiet=True)
+    assert checkpoint.Checkpoints(str(tmp_path)).latest() is None
+
+
 def test_another_experiment_in_the_same_workdir_is_refused(tiny: Experiment, tmp_path: pathlib.Path) -> None:
     train.run(tiny, str(tmp_path), stop_at=1, quiet=True)
     with pytest.raises(ValueError, match=r"another experiment(.|\n)*optimizer.learning_rate: 0.001, and 0.002"):
