@@ -158,10 +158,10 @@ class Layer(nn.Module):
         drop = functools.partial(Dropout, c.dropout, c.dropout_rng)
         y = Attention(c, name="attention")(x, bias, at, train=self.train)
         x = x if at is None else jnp.take_along_axis(x, at[:, :, None], axis=1)
-        x = LayerNorm(c, name="attention_norm")(wide(x) + drop(name="attention_dropout")(wide(y), train=self.train))
+        x = LayerNorm(c, name="attention_norm")(x + drop(name="attention_dropout")(y, train=self.train))
         y = dense(c, c.feed_forward, "inner")(x)
         y = dense(c, c.hidden, "outer")(gelu(c, y))
-        return LayerNorm(c, name="outer_norm")(wide(x) + drop(name="outer_dropout")(wide(y), train=self.train))
+        return LayerNorm(c, name="outer_norm")(x + drop(name="outer_dropout")(y, train=self.train))
 
 
 class Attention(nn.Module):

@@ -297,7 +297,7 @@ def computed(jaxpr: Jaxpr) -> Iterator[str]:
 
 
 @pytest.mark.parametrize(("gelu", "rng"), [("erf", "hash"), ("tanh", "threefry")])
-def test_in_bfloat16_there_are_products_and_biases_and_nothing_else(gelu: str, rng: str) -> None:
+def test_in_bfloat16_there_are_products_and_sums_and_nothing_else(gelu: str, rng: str) -> None:
     """All other arithmetic is done in float32 and rounded once."""
     half = dataclasses.replace(HALF, gelu=gelu, dropout_rng=rng)
     bilstm = knobs.BiLSTM(layers=2, width=8)
