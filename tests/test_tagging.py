@@ -340,7 +340,7 @@ def test_a_run_from_file_to_entities(tiny: Experiment, tmp_path: pathlib.Path) -
         vocab=str(tmp_path / "vocab.txt"),
         task=dataclasses.replace(TASK, dev=("dev.txt", "more.txt")),
         phases=(config.Phase(length=9, batch_size=16, epochs=80),),
-        optimizer=config.Optimizer(learning_rate=5e-3, warmup=0.1),
+        optimizer=config.Optimizer(learning_rate=2e-3, warmup=0.1),
         every=config.Every(log=100, evaluate=0, checkpoint=0),
         predict=True,
     )
