@@ -22,7 +22,7 @@ from bert_jax import chips, config, data, hosts, metrics, optimizer, planning, s
 from bert_jax.config import require
 from bert_jax.experiment import Experiment
 from bert_jax.lane import Lane, initial_state
-from bert_jax.program import TOGETHER, Program, State, Totals, means, parameter_count, read_by, step_flops
+from bert_jax.program import TOGETHER, Program, State, Totals, means, parameter_count, read_by
 from bert_jax.tasks.base import Batch, Context, Source
 
 
@@ -275,9 +275,10 @@ class _Loop:
 
     def count(self, batch: Batch, stretch: planning.Stretch) -> None:
         """Adds up what a step works on."""
-        read, params = read_by(batch), self.program.abstract.params
-        operations = len(self.lanes) * step_flops(self.exp, params, read.shape[-1], stretch.phase.batch_size)
-        self.work = self.work.plus(read.size, operations if self.peak else 0.0)
+        read, operations = read_by(batch), 0.0
+        if self.peak:
+            operations = len(self.lanes) * self.program.step_flops(read.shape[-1], stretch.phase.batch_size)
+        self.work = self.work.plus(read.size, operations)
 
     def after(self, step: int, state: State, stretch: planning.Stretch) -> None:
         """What is due after a step. Figures are fetched after the next one is under way, so that devices never wait."""
