@@ -269,9 +269,8 @@ def remedies(exp: Experiment, count: int) -> Iterator[dict[str, str]]:
     if split and exp.mesh.fsdp == 1:
         yield {"encoder.remat": "elementwise", **split}
         yield {"encoder.remat": "layer", **split}
-    rows = min(phase.batch_size for phase in exp.phases) // count
     for parts in (2, 4, 8, 16):
-        if rows % parts == 0:
+        if all(phase.batch_size % (count * parts) == 0 for phase in exp.phases):
             yield {"encoder.remat": "layer", "optimizer.accumulate": str(parts), **split}
 
 

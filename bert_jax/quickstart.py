@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import pathlib
 import random
 from collections.abc import Iterator, Sequence
 
-from bert_jax import text
+from bert_jax import files, text
 from bert_jax.config import require
 
 LIBRARIES = ("numpy", "jax", "matplotlib", "stdlib")
@@ -48,8 +47,6 @@ def write(directory: str, libraries: Sequence[str] = LIBRARIES, *, per_library: 
             require(len(parts[split]) >= count // 2, f"{library} has only {len(parts[split])} sentences for {split}")
             chosen = rng.sample(parts[split], min(count, len(parts[split])))
             rows[split] += [f"{sentence}\t{library}" for sentence in chosen]
-    folder = pathlib.Path(directory)
-    folder.mkdir(parents=True, exist_ok=True)
     for split, lines in rows.items():
         rng.shuffle(lines)
-        (folder / f"{split}.tsv").write_text("\n".join(["sentence\tlabel", *lines]) + "\n", encoding="utf-8")
+        files.write(files.path(directory) / f"{split}.tsv", "\n".join(["sentence\tlabel", *lines]) + "\n")

@@ -219,3 +219,11 @@ def test_the_paper_s_recipes_fit(name: str, topology: str) -> None:
     for phase in found.phases:  # one pass of gradients, of at most float32
         assert set(phase.collectives) == {"all-reduce"}
         assert phase.collectives["all-reduce"]["bytes"] < 2 * 1.3 * phase.parameters
+
+
+def test_a_remedy_s_parts_divide_the_batch_of_every_phase() -> None:
+    """24 rows over 4 devices have no four equal parts, though 16 have."""
+    phases = (config.Phase(length=128, batch_size=16, steps=1), config.Phase(length=64, batch_size=24, steps=1))
+    exp = Experiment(encoder=config.Encoder(layers=2, hidden=16, heads=2), phases=phases)
+    parts = [found["optimizer.accumulate"] for found in preflight.remedies(exp, 4) if "optimizer.accumulate" in found]
+    assert parts == ["2"]
