@@ -88,11 +88,9 @@ class Lane:
         if result is None or not self.exp.predict:
             return result
         named = result.get("predictions")
-        return (
-            result
-            if named is not None and all((self.folder / "predictions" / name).exists() for name in named)
-            else None
-        )
+        if named is None or not all((self.folder / "predictions" / name).exists() for name in named):
+            return None
+        return result
 
     def _resume(self, step: int) -> None:
         """Opens the log, and reads what it says of `step` and before."""

@@ -122,7 +122,7 @@ def _run_together(
     require(last <= (stop_at or steps), f"step {last} cannot be profiled: the run ends at {stop_at or steps}")
     say = metrics.Progress(steps, 0, quiet or not lanes[0].main).say
     try:
-        with hosts.together(), signals.deferred():
+        with hosts.together():
             if jax.process_count() > 1:  # all have read the workdirs before one writes to them
                 multihost_utils.sync_global_devices("start of run")
             for lane in lanes:
@@ -132,7 +132,8 @@ def _run_together(
             unfinished = [lane for lane in lanes if lane.result is None]
             for step in dict.fromkeys(lane.start for lane in unfinished):
                 same_step = [lane for lane in unfinished if lane.start == step]
-                _Loop(same_step, mesh, stop_at, began, profile, signals).run()
+                with signals.deferred():
+                    _Loop(same_step, mesh, stop_at, began, profile, signals).run()
                 began = time.time()
     finally:
         for lane in lanes:

@@ -264,14 +264,15 @@ def test_a_signal_in_an_evaluation_stops_it(
         assert_same(tmp_path / "whole", tmp_path / f"run{step}")
 
 
+@pytest.mark.parametrize(("owner", "name"), [(planning, "stretches"), (claims, "acquire_or_wait")])
 def test_a_signal_before_the_steps_stops_at_once(
-    tiny: Experiment, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Experiment, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str
 ) -> None:
-    """While data is read there is nothing to save."""
-    monkeypatch.setattr(planning, "stretches", at(planning.stretches, terminate, lambda *_: True))
+    """While data is read, and while another process may still have the workdir, there is nothing to save."""
+    monkeypatch.setattr(owner, name, at(getattr(owner, name), terminate, lambda *_: True))
     with pytest.raises(train.Stopped, match="stopped by SIGTERM before the next step"):
         train.run(tiny, str(tmp_path / "run"), quiet=True)
-    assert not (tmp_path / "run").exists()
+    assert not list((tmp_path / "run").glob("*"))
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
