@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -228,8 +229,12 @@ def _full_disk(directory: epath.Path, cure: str) -> Iterator[None]:
         raise OSError(errno.ENOSPC, f"the disk of {directory} is full; {stands}. Make room and {cure}") from None
 
 
+def steps(workdir: str | os.PathLike[str]) -> list[int]:
+    """The steps whose checkpoints are complete, ascending. In a bucket an incomplete one has its step's name, too."""
+    return _steps(files.path(workdir) / "checkpoints")
+
+
 def _steps(directory: epath.Path) -> list[int]:
-    """The steps whose checkpoints are complete on disk."""
     paths = directory.iterdir() if directory.exists() else ()
     return sorted(int(path.name) for path in paths if path.name.isdigit() and ocp.utils.is_checkpoint_finalized(path))
 

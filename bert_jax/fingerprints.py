@@ -13,7 +13,7 @@ from typing import Any
 
 from etils import epath
 
-from bert_jax import cache, config, corpus, experiment, pretrained, tables, text, tokenizer
+from bert_jax import cache, checkpoint, config, corpus, experiment, pretrained, tables, text, tokenizer
 from bert_jax.experiment import Experiment
 
 # The files of published weights: of several kinds that lie in one directory, the first is read.
@@ -79,8 +79,8 @@ def _weights(exp: Experiment) -> str:
 
 def _trained(folder: epath.Path, step: int | None) -> Iterator[epath.Path]:
     """The files of a run's parameters."""
-    steps = [int(path.name) for path in (folder / "checkpoints").iterdir() if path.name.isdigit()]
-    yield from _below(folder / "checkpoints" / str(max(steps) if step is None else step) / "params")
+    step = max(checkpoint.steps(folder)) if step is None else step
+    yield from _below(folder / "checkpoints" / str(step) / "params")
     if (folder / "frozen").exists():
         yield from _below(folder / "frozen")
 

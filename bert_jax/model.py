@@ -434,13 +434,9 @@ class Model:
 
     def _checked(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The batch, in which no token has a position or a segment that the model was not trained with."""
+        encoder.check_inputs(self.config, batch)
         if "tokens" in batch:
-            segments, mask, count = batch["segments"], batch["mask"], self.config.segments
-            require(
-                not segments.size or segments.max() < count,
-                f"a batch has segment {segments.max(initial=0)}, and this model has {count}, from 0 on: with one "
-                "segment it reads texts by themselves and no pairs",
-            )
+            mask = batch["mask"]
             require(
                 not mask[..., self.length :].any(),
                 f"sequences have more than {self.length} tokens, the most that this model was trained on",

@@ -200,9 +200,7 @@ def _begun(exp: Experiment, directory: str, step: int | None) -> list[config.Pha
 
 def _last_step(directory: str) -> int:
     """The step of a run's last checkpoint; 0 where it has none."""
-    folder = files.path(directory) / "checkpoints"
-    names = [path.name for path in folder.iterdir()] if folder.exists() else []
-    return max((int(name) for name in names if name.isdigit()), default=0)
+    return max(checkpoint.steps(directory), default=0)
 
 
 def _task(found: Published, length: int) -> Task | None:

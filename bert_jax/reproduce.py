@@ -19,7 +19,7 @@ import rich.console
 import rich.table
 from etils import epath
 
-from bert_jax import chips, claims, config, files, planning, report, results, sharding, sweep, tables
+from bert_jax import checkpoint, chips, claims, config, files, planning, report, results, sharding, sweep, tables
 from bert_jax.config import require
 from bert_jax.experiment import Experiment
 from bert_jax.program import Program
@@ -171,7 +171,7 @@ def check_pretrainings(cells: Sequence[Cell]) -> None:
         for run in cell.runs.values():
             if run.after is None or run.result():
                 continue
-            steps, done = _steps(run.after.workdir), run.after.result()
+            steps, done = checkpoint.steps(run.after.workdir), run.after.result()
             last = done["step"] if done else max(steps, default=0)
             begin = last if run.experiment.init_step is None else run.experiment.init_step
             if begin not in steps and begin <= last and (done or run.experiment.init_step is not None):
@@ -186,12 +186,6 @@ def check_pretrainings(cells: Sequence[Cell]) -> None:
 
 def _config(workdir: str) -> epath.Path:
     return files.path(workdir) / "config.json"
-
-
-def _steps(workdir: str) -> set[int]:
-    """The steps of a run's checkpoints."""
-    folder = files.path(workdir) / "checkpoints"
-    return {int(path.name) for path in folder.iterdir() if path.name.isdigit()} if folder.exists() else set()
 
 
 class Estimate(NamedTuple):

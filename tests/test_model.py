@@ -176,7 +176,7 @@ def test_pairs_are_refused_by_a_model_of_one_segment_type(
     modules: tuple[str, ...], task: Any, ask: Callable[[model.Model], Any]
 ) -> None:
     one = made(modules, task, override(SIZE, {"segments": 1}))
-    with pytest.raises(ValueError, match=r"has segment 1, and this model has 1, from 0 on: .* no pairs"):
+    with pytest.raises(ValueError, match=r"segments from 0 to 1 are given .* its segments tell no pairs"):
         ask(one)
     assert one.encode("the cat").last.shape == (1, 4, 16)
 

@@ -254,7 +254,7 @@ def test_the_command_says_what_failed(folder: pathlib.Path, tiny: Experiment) ->
     assert done.returncode == 1, done.stderr
     assert "1 malformed rows skipped, the first in line 18" in done.stderr
     assert "0 of 1 runs are done, 1 failed: " in done.stderr
-    assert done.stderr.splitlines()[-1].endswith("/seed=0: its loss is NaN or infinite")
+    assert "/seed=0: the loss on validation data is NaN or infinite at step 2. " in done.stderr.splitlines()[-1]
     assert "| plain | - (1 failed) | " in done.stdout
 
 
