@@ -7,7 +7,8 @@ import typing
 if typing.TYPE_CHECKING:
     from bert_jax.model import load
 
-__all__ = ["load"]
+__version__ = "0.1.0"
+__all__ = ["__version__", "load"]
 
 
 def __getattr__(name: str) -> typing.Any:
@@ -17,3 +18,7 @@ def __getattr__(name: str) -> typing.Any:
 
         return model.load
     raise AttributeError(f"module 'bert_jax' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

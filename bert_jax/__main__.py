@@ -8,6 +8,10 @@ Any field of the experiment is a flag: --config.encoder.layers=4 --config.task.m
 Several seeds, and a grid of values, in one call; each run has a workdir of its own below --workdir:
 
     python -m bert_jax --config=experiments/mrpc.py --workdir=sweep --seeds=3 --grid=experiments/grids/paper.py
+
+--show prints the experiment, all its fields, its parameters, steps and FLOPs, and runs nothing:
+
+    python -m bert_jax --config=experiments/bert_large.py --show
 """
 
 from __future__ import annotations
@@ -24,8 +28,11 @@ from absl import app, flags
 from bert_jax import startup
 from bert_jax.config import require, split_flags
 
-_CONFIG = flags.DEFINE_string("config", None, "The experiment: a Python file that defines EXPERIMENT.", required=True)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where the run is kept; local or gs://.", required=True)
+_CONFIG = flags.DEFINE_string(
+    "config", None, "The experiment: a Python file that defines EXPERIMENT, or the name of one of ours.", required=True
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where the run is kept; local or gs://.")
+_SHOW = flags.DEFINE_bool("show", False, "Print the experiment, all its fields, and what it takes; run nothing.")
 _DATA_DIR = flags.DEFINE_string(
     "data_dir", os.environ.get("BERT_JAX_DATA", ""), "Tasks' official files; default: $BERT_JAX_DATA."
 )
@@ -53,6 +60,9 @@ _COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0,
 _PROCESSES = flags.DEFINE_integer("processes", None, "How many processes there are, likewise.", lower_bound=1)
 _PROCESS = flags.DEFINE_integer("process", None, "The number of this one, from 0, likewise.", lower_bound=0)
 startup.require_values(_CONFIG, _WORKDIR, _GRID, _COORDINATOR)
+flags.register_multi_flags_validator(
+    [_WORKDIR, _SHOW], lambda given: given["show"] or given["workdir"] is not None, "--workdir=DIR is needed"
+)
 
 
 def main(argv: Sequence[str], changes: dict[str, str]) -> int:
@@ -62,14 +72,19 @@ def main(argv: Sequence[str], changes: dict[str, str]) -> int:
     """
     if len(argv) > 1:
         raise app.UsageError(f"too many arguments: {argv[1:]}; a flag's value follows an equals sign")
-    from bert_jax import experiment, hosts, planning, sweep, train  # after the flags: --help needs no JAX
+    from bert_jax import describe, experiment, hosts, planning, sweep, train  # after the flags: --help needs no JAX
 
     startup.log_warnings()
     startup.keep_programs(_CACHE_DIR.value)
     if _MULTIHOST.value:
         hosts.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     try:
-        chosen = planning.configured(experiment.load(_CONFIG.value), changes, _WORKDIR.value)
+        workdir = _WORKDIR.value or ""  # none with --show alone
+        chosen = planning.configured(experiment.load(_CONFIG.value), changes, workdir)
+        if _SHOW.value:
+            chosen = planning.resolve(chosen, workdir)
+            print(describe.text(chosen, describe.work(chosen, _DATA_DIR.value, _CACHE_DIR.value)))
+            return 0
         need, there = experiment.least_bytes(chosen), startup.memory()
         require(
             need <= there, f"this takes {need:,} bytes of memory at the very least; there are {there:,}. {_SMALLER}"
@@ -80,12 +95,12 @@ def main(argv: Sequence[str], changes: dict[str, str]) -> int:
             require(profile is None, "--profile is for one run: leave out --seeds and --grid")
             grid = sweep.load_grid(_GRID.value) if _GRID.value else {}
             several: dict[str, Any] = {"seeds": _SEEDS.value, "together": _TOGETHER.value, "keep": _KEEP.value}
-            summary = sweep.sweep(chosen, _WORKDIR.value, grid, **several, **where)
+            summary = sweep.sweep(chosen, workdir, grid, **several, **where)
             print(f"{summary.table()}\n\nbest run: {summary.best_run()}")
             for run, why in summary.failed.items():
                 print(f"failed: {run}: {why}", file=sys.stderr)
             return 1 if summary.failed else 0
-        result = train.run(chosen, _WORKDIR.value, stop_at=_STOP_AT.value, profile=profile, **where)
+        result = train.run(chosen, workdir, stop_at=_STOP_AT.value, profile=profile, **where)
         print(json.dumps(result, indent=1))
     except train.Stopped as stopped:
         print(stopped, file=sys.stderr)

@@ -98,7 +98,7 @@ def _expected(value: Any, kind: Any, name: str) -> str:
     if typing.get_origin(kind) is Literal:
         return text + (f" ({nearest(value, typing.get_args(kind))})" if isinstance(value, str) else "")
     for option in (kind, *typing.get_args(kind)) if isinstance(value, str) else ():
-        with contextlib.suppress(KeyError, ValueError):
+        with contextlib.suppress(KeyError, TypeError, ValueError):  # TypeError: that of a function cannot be hashed
             return f"{text}: write {_SPELLINGS[option](value)!r}, without quotation marks"
     return f"{text}: write {int(value)}" if isinstance(value, float) and kind is int and value.is_integer() else text
 
@@ -512,6 +512,13 @@ def _spell(kind: Any) -> str:
     return kind.__name__ if isinstance(kind, type) else str(kind)
 
 
+def spelled(value: Any) -> str:
+    """A value as a flag takes it."""
+    if isinstance(value, (tuple, list)):
+        return f"({', '.join(map(spelled, value))})"
+    return str(value).lower() if isinstance(value, bool) or value is None else str(value)
+
+
 class Verbatim:
     """A config whose class is not known here: `values` is what `to_dict` made of it, and makes of it again."""
 
@@ -558,13 +565,14 @@ def from_dict(values: Any, kinds: Mapping[str, type]) -> Any:
         check(read[field], types_of[field], field)  # before the class sees it
         if types_of[field] is float:
             read[field] = float(read[field])
-    lacking = [field.name for field in dataclasses.fields(kinds[name]) if not _has_default(field)]
+    lacking = [field.name for field in dataclasses.fields(kinds[name]) if not has_default(field)]
     lacking = [field for field in lacking if field not in read]
     require(not lacking, f"{name} lacks a value of {', '.join(lacking)}")
     return kinds[name](**read)
 
 
-def _has_default(field: dataclasses.Field[Any]) -> bool:
+def has_default(field: dataclasses.Field[Any]) -> bool:
+    """Whether a dataclass need not be given this field."""
     return field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
 
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import pathlib
 import sys
-import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, TypeAlias
@@ -14,7 +12,7 @@ from typing import Any, Literal, TypeAlias
 import flax.linen as nn
 import jax
 
-from bert_jax import config, files
+from bert_jax import config, definitions, files
 from bert_jax.config import check_types, require
 from bert_jax.tasks.base import Batch, Context, Pair, Source, Task
 from bert_jax.tasks.choice import Choose
@@ -137,15 +135,12 @@ class UnknownTask(config.Verbatim, Task):
 
 
 def load(path: str) -> Experiment:
-    """The EXPERIMENT that a Python file defines. It may import its siblings: `from experiments.bert_base import ...`.
+    """The EXPERIMENT that a Python file defines, or an experiment of this package by its name: `load("sst2")`.
 
     Raises:
-      ValueError: where there is no such file, or it defines no EXPERIMENT.
+      ValueError: where there is no such file, or it defines no EXPERIMENT; and what the file does wrong, with the line.
     """
-    found = defined(path).get("EXPERIMENT")
-    if not isinstance(found, Experiment):
-        raise ValueError(f"{path} must define EXPERIMENT = Experiment(...)")
-    return found
+    return definitions.require_defined(path, "EXPERIMENT", Experiment)
 
 
 def changed(
@@ -161,31 +156,6 @@ def changed(
     if inner and exp.encoder is None:
         exp = dataclasses.replace(exp, encoder=source(exp))
     return config.override(exp, inner)
-
-
-def defined(path: str) -> dict[str, Any]:
-    """All that a Python file defines, by name. The file runs as a module that is called as its path is.
-
-    Raises:
-      ValueError: where there is no such file.
-    """
-    file = pathlib.Path(path).resolve()
-    require(file.is_file(), f"there is no file {path}")
-    module = types.ModuleType(str(file))
-    module.__file__ = str(file)
-    sys.modules[module.__name__] = module  # where annotations that are texts are looked up
-    with _importable(file.parent.parent):
-        exec(compile(file.read_bytes(), str(file), "exec", dont_inherit=True), vars(module))
-    return dict(vars(module))
-
-
-@contextlib.contextmanager
-def _importable(folder: pathlib.Path) -> Iterator[None]:
-    sys.path.insert(0, str(folder))
-    try:
-        yield
-    finally:
-        sys.path.remove(str(folder))
 
 
 def kinds() -> dict[str, type]:

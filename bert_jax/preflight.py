@@ -13,23 +13,15 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import numpy as np
 import rich.console
 import rich.table
 from jax.experimental.topologies import get_topology_desc
 
 from bert_jax import chips, collectives, config, sharding, topologies
 from bert_jax.config import require
+from bert_jax.describe import Placeholder
 from bert_jax.experiment import Experiment
 from bert_jax.program import Program, step_flops
-
-
-class Vocabulary:
-    """A `tasks.base.Vocabulary` without a tokenizer: where the special pieces stand changes nothing in a program."""
-
-    def __init__(self, size: int) -> None:
-        self.vocab_size, self.mask, self.cls, self.sep = size, 0, 1, 2
-        self.continuation = np.zeros(size, bool)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +133,7 @@ def compile_step(exp: Experiment, phase: config.Phase, devices: list[jax.Device]
         "multiple, or change --config.mesh",
     )
     with jax.set_mesh(mesh):
-        vocabulary = Vocabulary(exp.encoder.vocab_size)
+        vocabulary = Placeholder(exp.encoder.vocab_size)
         program = Program(exp, vocabulary, max(1, sum(phase.steps for phase in exp.phases)), mesh)
         batch = {
             name: jax.ShapeDtypeStruct(one.shape, one.dtype, sharding=program.batch_sharding)
@@ -235,7 +227,7 @@ def check_phase(exp: Experiment, phase: config.Phase, devices: list[jax.Device],
 def _abstract(exp: Experiment) -> Any:
     """The shapes of the parameters."""
     assert exp.encoder is not None
-    module, vocabulary = exp.task.module(exp.encoder), Vocabulary(exp.encoder.vocab_size)
+    module, vocabulary = exp.task.module(exp.encoder), Placeholder(exp.encoder.vocab_size)
     spec = exp.task.spec(1, exp.phases[0].length, exp.encoder)
 
     def init() -> Any:

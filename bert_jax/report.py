@@ -18,7 +18,7 @@ import matplotlib.pyplot as plt
 
 from bert_jax import chips, config, files, metrics, plots
 from bert_jax.results import SIGNIFICANT, Result, failures
-from bert_jax.study import Base, Run, Study, commands, runs, spelled
+from bert_jax.study import Base, Run, Study, commands, runs
 
 LEGEND = (
     "mean ± standard deviation over the runs; ≈: no difference from the first row (of a figure: from its first line) "
@@ -171,7 +171,7 @@ def markdown(study: Study, base: Base, results: Sequence[Result], data_dir: str 
 def _made(study: Study, base: Base) -> str:
     """What the runs begin with, and how many seeds stand behind what the table says."""
     given = [
-        f"{kind} with {', '.join(f'{name}={spelled(value)}' for name, value in changes.items())}"
+        f"{kind} with {', '.join(f'{name}={config.spelled(value)}' for name, value in changes.items())}"
         for kind, changes in (("pre-trained", base.changes), ("fine-tuned", base.tuning))
         if changes
     ]

@@ -6,12 +6,11 @@ by one.
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import dataclasses
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,13 +18,10 @@ import rich.console
 import rich.table
 from etils import epath
 
-from bert_jax import checkpoint, chips, claims, config, files, planning, report, results, sharding, sweep, tables
+from bert_jax import checkpoint, chips, claims, describe, files, planning, report, results, sweep, tables
 from bert_jax.config import require
-from bert_jax.experiment import Experiment
-from bert_jax.program import Program
 from bert_jax.results import Result
 from bert_jax.study import Base, Cell, Run, Study, commands, plan, runs
-from bert_jax.tasks.base import Context
 
 WAIT = 5.0  # seconds between two looks at what others do
 
@@ -213,38 +209,20 @@ def estimates(cells: Sequence[Cell], data_dir: str = "", cache_dir: str = "") ->
         same = str(files.path(run.workdir).parent)  # seeds of one run differ in nothing that counts here
         if same not in known:
             known[same] = _work(run, data_dir, cache_dir)
-        steps, tokens, flops = known[same]
+        steps, tokens, flops = map(known[same].total, ("steps", "tokens", "flops"))
         found.append(Estimate(run, False, steps, tokens, flops, None if flops is None else flops / rate))
     return found, basis
 
 
-def _work(run: Run, data_dir: str, cache_dir: str) -> tuple[int | None, int | None, float | None]:
-    """Steps, tokens and FLOPs, from the config and the lengths of the examples."""
+def _work(run: Run, data_dir: str, cache_dir: str) -> describe.Work:
+    """What the run takes, from the config and, where it needs them, the lengths of the examples."""
     start = run.experiment if run.after is None else run.after.experiment
     exp = run.experiment
     if exp.encoder is None:
         exp = dataclasses.replace(exp, encoder=start.encoder) if run.after else planning.resolve(exp)
-    if exp.task.frozen:  # the features take the time, and are computed once for all such runs
-        return None, None, None
-    try:
-        vocabulary = planning.find_tokenizer(start if run.after else exp)
-        mesh = sharding.make_mesh(exp.mesh)
-        context = Context(vocabulary, run.data_dir(data_dir), exp.seed, cache_dir)
-        lengths = [_lengths(exp, phase, context, sharding.batch_sharding(mesh)) for phase in exp.phases]
-        tokens, flops = planning.tokens_and_flops(exp, Program(exp, vocabulary, 1, mesh).abstract.params, lengths)
-        return sum(one.total() for one in lengths), tokens, flops
-    except (ValueError, OSError):  # without data
-        return None, None, None
-
-
-def _lengths(exp: Experiment, phase: config.Phase, context: Context, place: Any) -> collections.Counter[int]:
-    """Those of a phase's batches; data is read where they depend on it."""
-    if phase.steps and phase.lengths == 1:
-        return collections.Counter({phase.length: phase.steps})
-    source = exp.task.source("train", phase.length, context)
-    steps = planning.steps_of(phase, source)
-    batches = planning.batches_of(source, exp, phase, place, seed=exp.seed, steps=steps)
-    return planning.batch_lengths(phase, steps, batches)
+    reads = start if run.after else exp  # whose vocabulary it is
+    found = lambda _: planning.find_tokenizer(reads)  # noqa: E731
+    return describe.work(exp, run.data_dir(data_dir), cache_dir, tokenizer=found)
 
 
 def speed(everything: Sequence[Run]) -> tuple[float, str]:

@@ -17,12 +17,18 @@ from bert_jax import cache
 
 
 def run(main: Callable[[list[str]], Any], argv: list[str] | None = None) -> None:
-    """Runs a command, `main` of its arguments, as `absl.app.run` does. Ctrl-C ends it in a line, wherever it is at."""
+    """Runs a command, `main` of its arguments, as `absl.app.run` does.
+
+    Ctrl-C ends it in a line, wherever it is at; a reader that closes the pipe, without one.
+    """
     try:
         app.run(main, argv=argv)
     except KeyboardInterrupt:
         print("stopped by SIGINT; run the same command again", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
+    except BrokenPipeError:  # whoever read it has seen enough, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
 
 
 def use_huge_pages() -> None:

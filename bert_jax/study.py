@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 from etils import epath
 
-from bert_jax import cache, config, experiment, files, fingerprints, planning, pretrained, sweep
+from bert_jax import cache, config, definitions, experiment, files, fingerprints, planning, pretrained, sweep
 from bert_jax.config import nearest, require
 from bert_jax.experiment import Experiment
 
@@ -37,6 +37,10 @@ class Row:
     line: str = ""  # of a study that is a figure: which line this point belongs to
     extra: bool = False  # not the paper's: only where it is asked for by name
 
+    def __post_init__(self) -> None:
+        config.check_types(self, f"row {self.name!r}: ")
+        require(0 < self.at <= 1, f"row {self.name!r}: at must lie in (0, 1], not {self.at}")
+
 
 @dataclasses.dataclass(frozen=True)
 class Column:
@@ -49,6 +53,9 @@ class Column:
     figure: str = ""  # its name in result.json, or several that may stand for it, comma between; "": the task's own
     scale: float | int = 100  # tables show figures times this
     extra: bool = False  # not the paper's: only where it is asked for by name
+
+    def __post_init__(self) -> None:
+        config.check_types(self, f"column {self.name!r}: ")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +75,7 @@ class Study:
     checkpoints: int = 10
 
     def __post_init__(self) -> None:
+        config.check_types(self)
         for kind, names in (("row", [row.name for row in self.rows]), ("column", [c.name for c in self.columns])):
             require(bool(names), f"a study needs a {kind}")
             require(len(set(names)) == len(names), f"two {kind}s of {self.name} have one name: {', '.join(names)}")
@@ -75,8 +83,8 @@ class Study:
             for name in row.paper:
                 known = [column.name for column in self.columns]
                 require(name in known, f"row {row.name!r} has the paper's figure of {name!r}: {nearest(name, known)}")
-            require(0 < row.at <= 1, f"row {row.name!r}: at must lie in (0, 1], not {row.at}")
-        require(self.checkpoints > 0, f"checkpoints must be above 0, not {self.checkpoints}")
+        for name in ("seeds", "pretraining_seeds", "checkpoints"):
+            require(getattr(self, name) > 0, f"{name} must be above 0, not {getattr(self, name)}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +145,7 @@ class Run:
 
     def command(self, data_dir: str = "") -> str:
         """The command line that makes this run by itself."""
-        values = [f"--config.{name}={spelled(value)}" for name, value in self.changes.items()]
+        values = [f"--config.{name}={config.spelled(value)}" for name, value in self.changes.items()]
         where = [f"--data_dir={self.data_dir(data_dir)}"] if self.kind == "fine-tuning" else []
         return shlex.join(
             ["python", "-m", "bert_jax", f"--config={self.file}", *values, *where, f"--workdir={self.workdir}"]
@@ -177,15 +185,18 @@ def load(path: str) -> Study:
     Raises:
       ValueError: where there is no such file, or it defines no STUDY.
     """
-    found = experiment.defined(path).get("STUDY")
-    if not isinstance(found, Study):
-        raise ValueError(f"{path} must define STUDY = Study(...)")
-    folder = pathlib.Path(path).parent
+    found = definitions.require_defined(path, "STUDY", Study)
     columns = tuple(
-        dataclasses.replace(column, experiment=str(folder / column.experiment)) if column.experiment else column
+        dataclasses.replace(column, experiment=_beside(path, column.experiment)) if column.experiment else column
         for column in found.columns
     )
-    return dataclasses.replace(found, columns=columns, base=str(folder / found.base))
+    return dataclasses.replace(found, columns=columns, base=_beside(path, found.base))
+
+
+def _beside(path: str, name: str) -> str:
+    """The experiment file that a study's file names: one beside it, else one of experiments/."""
+    own = pathlib.Path(path).parent / name
+    return str(own) if own.is_file() else str(pathlib.Path("experiments") / name)
 
 
 def load_base(path: str, changes: Mapping[str, Any], tuning: Mapping[str, Any]) -> Base:
@@ -202,7 +213,15 @@ def load_base(path: str, changes: Mapping[str, Any], tuning: Mapping[str, Any]) 
         return Base(path, pretrained.open(path).experiment, {}, {}, tuning)
     base = planning.configured(experiment.load(path), changes)
     base = planning.resolve(base) if base.encoder is None else base
-    return Base(path, base, changes, experiment.defined(path).get("FINE_TUNING", {}), tuning)
+    recipes = definitions.defined(path).get("FINE_TUNING", {})
+    require(
+        isinstance(recipes, Mapping) and all(isinstance(changes, Mapping) for changes in recipes.values()),
+        f'{path}: FINE_TUNING must be changes by recipe, {{"squad": {{"phases.0.length": 128}}, "": ...}}',
+    )
+    for name in recipes:
+        known = definitions.names(path)
+        require(name == "" or name in known, f"{path}: FINE_TUNING has {name!r}: {nearest(str(name), known)}")
+    return Base(path, base, changes, recipes, tuning)
 
 
 def select(
@@ -370,10 +389,3 @@ def _folder(workdir: str, exp: Experiment, data: Mapping[str, str]) -> str:
     kept = {name: value for name, value in values.items() if not experiment.resumable(name)}
     digest = cache.digest(json.dumps(kept, sort_keys=True))[:8]
     return str(files.path(workdir) / f"{exp.name}-{digest}" / f"seed={exp.seed}")
-
-
-def spelled(value: Any) -> str:
-    """A value as a flag takes it."""
-    if isinstance(value, (tuple, list)):
-        return f"({', '.join(map(spelled, value))})"
-    return str(value).lower() if isinstance(value, bool) or value is None else str(value)

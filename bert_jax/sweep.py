@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checka
 import jax
 from absl import logging
 
-from bert_jax import config, experiment, files, fingerprints, planning, train
+from bert_jax import config, definitions, experiment, files, fingerprints, planning, train
 from bert_jax.config import require
 from bert_jax.experiment import Experiment
 
@@ -123,7 +123,7 @@ def load_grid(path: str) -> Grid:
     Raises:
       ValueError: where there is no such file, or its GRID is none.
     """
-    grid = experiment.defined(path).get("GRID")
+    grid = definitions.defined(path).get("GRID")
     require(
         isinstance(grid, Mapping) and all(isinstance(v, (tuple, list)) and v for v in grid.values()),
         f'{path} must define GRID = {{"optimizer.learning_rate": (5e-5, 3e-5), ...}}: values by field',

@@ -20,7 +20,7 @@ import sys
 from absl import flags
 
 import bert_jax
-from bert_jax import experiment, predict, startup
+from bert_jax import definitions, experiment, predict, startup
 
 _MODEL = flags.DEFINE_string("model", None, "A run's workdir.", required=True)
 _INPUT = flags.DEFINE_string("input", "-", "A file, a text a line; - is standard input.")
@@ -44,7 +44,7 @@ def main(argv: list[str]) -> None:
     del argv
     try:
         if _CONFIG.value:
-            experiment.defined(_CONFIG.value)
+            definitions.defined(_CONFIG.value)
         model = bert_jax.load(_MODEL.value)
         task = model.experiment.task
         if isinstance(task, experiment.UnknownTask) and not (_EMBEDDINGS.value or "masked_lm" in model.params):

@@ -1,18 +1,21 @@
 """The command line: overrides as flags, errors in one line, exit codes."""
 
+import collections
 import json
 import os
 import pathlib
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
-from bert_jax import experiment
+from bert_jax import config, describe, experiment, planning, sharding
 from bert_jax.config import override, split_flags
 from bert_jax.experiment import Experiment
+from bert_jax.program import Program, parameter_count
 from bert_jax.startup import use_huge_pages
-from tests.conftest import REPOSITORY, environment
+from tests.conftest import REPOSITORY, command, environment
 
 
 def test_overrides_are_taken_out_of_the_command_line() -> None:
@@ -169,3 +172,36 @@ def test_ctrl_c_is_a_line(tmp_path: pathlib.Path, line: list[str]) -> None:
     assert ended.returncode == 130, ended.stderr
     assert ended.stderr.splitlines()[-1] == "stopped by SIGINT; run the same command again"
     assert "Traceback" not in ended.stderr
+
+
+def test_show_prints_the_experiment_and_runs_nothing(tiny: Experiment, tmp_path: pathlib.Path) -> None:
+    """Every field as a flag takes it, what departs from a default, and what it takes; no workdir is needed."""
+    line = command(tiny, tmp_path, tmp_path / "run", "--show", "--config.encoder.layers=3")
+    done = subprocess.run(line, cwd=tmp_path, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "run").exists()
+    fields = dict(
+        shown.split("  #")[0].split("=", 1) for shown in done.stdout.split("\n\n")[0].splitlines() if "=" in shown
+    )
+    assert override(override(tiny, {"encoder.hidden": 4, "seed": 9}), fields) == override(tiny, {"encoder.layers": 3})
+    assert "encoder.layers=3  # default: 12" in done.stdout
+    exp = override(tiny, {"encoder.layers": 3})
+    params = experiment_params(exp)
+    tokens, flops = planning.tokens_and_flops(
+        exp, params, [collections.Counter({p.length: p.steps}) for p in exp.phases]
+    )
+    assert f"{parameter_count(params):,} parameters are trained" in done.stdout
+    assert f"in all: 10 steps, {tokens:,} tokens, {flops:.3g} FLOPs" in done.stdout
+
+
+def experiment_params(exp: Experiment) -> Any:
+    assert exp.encoder is not None
+    return Program(
+        exp, describe.Placeholder(exp.encoder.vocab_size), 1, sharding.make_mesh(config.Mesh())
+    ).abstract.params
+
+
+def test_show_says_what_only_data_could(tmp_path: pathlib.Path) -> None:
+    shown = run("--config=sst2", "--show", "--config.encoder.layers=2", f"--data_dir={tmp_path}")
+    assert shown.returncode == 0, shown.stderr
+    assert "phase 0: 3 epochs of 32 x 128, ? tokens, ? FLOPs (no vocabulary: name one" in shown.stdout

@@ -114,7 +114,7 @@ def test_rows_and_studies_share_what_is_the_same() -> None:
     ids=str,
 )
 def test_how_a_value_is_spelled(value: Any, text: str, kind: Any) -> None:
-    assert study.spelled(value) == text
+    assert config.spelled(value) == text
     assert config.parse(text, kind, "x") == value
 
 
