@@ -58,7 +58,7 @@ def build(
     require(str(directory) != "", "the directory of the corpus has an empty name")
     require(workers is None or workers >= 1, f"workers must be 1 or more, not {workers}")
     directory = pathlib.Path(directory)
-    require(not directory.exists() or directory.is_dir(), f"{directory} is a file: name a directory for the corpus")
+    files.require_folder(directory, "the corpus")
     documents = text.documents(sources, errors=errors, field=field)
     for source in sources:
         inside = pathlib.Path(source).is_dir() and directory.resolve().is_relative_to(pathlib.Path(source).resolve())

@@ -77,6 +77,18 @@ def make_folder(name: str | os.PathLike[str]) -> epath.Path:
     return folder
 
 
+def require_folder(name: str | os.PathLike[str], what: str) -> None:
+    """Refuses what is not a folder and cannot become one, as a file of that name is there, or above it.
+
+    Raises:
+      ValueError: that says `what` it was to be, and names the file.
+    """
+    folder = path(name)
+    for one in () if remote(name) else (folder, *folder.parents):
+        if one.is_file():
+            raise ValueError(f"{what} {name} must be a folder, and {one} is a file: choose another")
+
+
 class DiskFullError(OSError):
     """There is no room to write. The message names the file or folder and says what stands and what to do."""
 

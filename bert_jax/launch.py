@@ -194,6 +194,12 @@ def copy_data(slice: Slice) -> list[str]:
 def start(slice: Slice) -> list[str]:
     """Starts the run on all workers, unless it is running; the same command goes on where an earlier one stopped."""
     require(slice.command, "what shall run? --command='--config=... --workdir=gs://...'")
+    named = re.search(r"(?:^|\s)--?workdir[= ]['\"]?(\S*)", slice.command)
+    require(
+        named is not None and named[1].startswith(("gs://", "/")),
+        f"--workdir={named[1] if named else ''}: all workers write to the workdir, and a slice that was taken away "
+        "comes back empty: name one in a bucket, gs://..., or the absolute path of a file system that all of them share",
+    )
     flags = slice.command
     flags += " --config.task.corpus=$HOME/corpus" if slice.corpus else ""
     flags += " --data_dir=$HOME/data" if slice.data else ""

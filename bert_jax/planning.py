@@ -96,8 +96,10 @@ def configured(exp: Experiment, changes: Mapping[str, Any], workdir: str = "") -
     """`exp` with a command line's changes; those of an encoder that it takes from `init_from` are changes of that one.
 
     Raises:
-      ValueError: as `config.override` and `resolve`.
+      ValueError: as `config.override` and `resolve`, and where the workdir cannot be a folder.
     """
+    if workdir:
+        files.require_folder(workdir, "the workdir")
     return experiment.changed(exp, changes, lambda one: resolve(one, workdir).encoder if one.init_from else None)
 
 

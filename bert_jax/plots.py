@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import os
+import pathlib
 from collections.abc import Mapping, Sequence
 
 import matplotlib
@@ -66,9 +67,15 @@ def draw(runs: Mapping[str, str], names: Sequence[str], output: str, split: str 
 
 
 def save(figure: plt.Figure, output: str | os.PathLike[str]) -> None:
-    """Writes a figure as PNG, whole, and closes it."""
+    """Writes a figure, whole, in the format that the name ends in, and closes it.
+
+    Raises:
+      ValueError: at an ending that names no format.
+    """
+    ending, formats = pathlib.PurePath(output).suffix.removeprefix("."), figure.canvas.get_supported_filetypes()
+    require(ending in formats, f"{output} must end in the name of a format: {', '.join(sorted(formats))}")
     picture = io.BytesIO()
-    figure.savefig(picture, dpi=130, format="png")
+    figure.savefig(picture, dpi=130, format=ending)
     plt.close(figure)
     files.write(output, picture.getvalue())
 

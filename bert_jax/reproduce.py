@@ -55,6 +55,7 @@ def reproduce(
       ValueError: at what is wrong with the study, its data, or a run of it.
       train.Stopped: at a signal. The same call goes on.
     """
+    files.require_folder(workdir, "the workdir")
     cells = plan(study, base, workdir, data_dir)
     check_files(cells, data_dir)
     check_pretrainings(cells)

@@ -202,3 +202,12 @@ def test_paths() -> None:
     for name in ("", "  ", "s3://bucket/run"):
         with pytest.raises(ValueError, match="path"):
             files.path(name)
+
+
+def test_a_folder_is_no_file_nor_below_one(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "notes.txt").write_text("")
+    files.require_folder(tmp_path / "new" / "run", "the workdir")
+    files.require_folder("gs://bucket/run", "the workdir")
+    for folder in (tmp_path / "notes.txt", tmp_path / "notes.txt" / "run"):
+        with pytest.raises(ValueError, match=r"the workdir \S+ must be a folder, and \S+notes\.txt is a file"):
+            files.require_folder(folder, "the workdir")

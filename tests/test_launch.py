@@ -47,6 +47,14 @@ def test_what_cannot_be_launched_is_refused() -> None:
             change(**changes)
 
 
+@pytest.mark.parametrize("workdir", ["--workdir=run", "--workdir ~/run", "--workdir=", ""])
+def test_a_workdir_that_the_workers_do_not_share_is_refused(workdir: str) -> None:
+    with pytest.raises(ValueError, match="all workers write to the workdir"):
+        launch.start(change(command=f"--config=a.py {workdir}"))
+    for shared in ("--workdir=gs://bucket/run", "--workdir gs://bucket/run", "--workdir='/nfs/a b'"):
+        assert shared in launch.start(change(command=f"--config=a.py {shared}"))[0].replace("'\"'\"'", "'")
+
+
 def test_a_slice_is_asked_for() -> None:
     begins = "gcloud compute tpus queued-resources create bert"
     assert launch.create(SLICE) == [
@@ -106,7 +114,7 @@ def test_the_run_starts_on_all_workers_unless_it_runs() -> None:
     assert "env 'LIBTPU_INIT_ARGS=--a --b=c' .venv/bin/python" in text
     assert " --data_dir=$HOME/data " in text
     assert " --config.mesh.slices=2;" in text
-    slices = change(node_count=2, command="--config=e.py --config.mesh.slices=4")
+    slices = change(node_count=2, command="--config=e.py --workdir=gs://b/run --config.mesh.slices=4")
     assert "mesh.slices=2" not in launch.start(slices)[0]
 
 

@@ -163,6 +163,12 @@ def test_help_says_what_it_does_with_an_example(script: str) -> None:
     assert f"scripts/{script}" in said.stdout, said.stderr
 
 
+def test_a_workdir_that_is_a_file_is_said() -> None:
+    done = run("--config=bert_tiny", "--workdir=README.md")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("error: the workdir README.md must be a folder, and README.md is a file")
+
+
 @pytest.mark.parametrize("line", [["-m", "bert_jax", "--config"], ["scripts/reproduce.py", "--study"]])
 def test_ctrl_c_is_a_line(tmp_path: pathlib.Path, line: list[str]) -> None:
     """While an experiment's file is read, before any step."""

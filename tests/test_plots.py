@@ -33,6 +33,18 @@ def test_a_curve_stands_beside_its_baseline(tmp_path: pathlib.Path, monkeypatch:
     assert [list(line.get_ydata()) for line in panel.lines] == [[0.5, 0.7], [0.5, 0.5], [0.4]]
 
 
+@pytest.mark.parametrize(("ending", "begins"), [("png", b"\x89PNG"), ("svg", b"<?xml"), ("pdf", b"%PDF")])
+def test_the_ending_says_the_format(ending: str, begins: bytes, tmp_path: pathlib.Path) -> None:
+    plots.save(plots.plt.figure(), tmp_path / f"curves.{ending}")
+    assert (tmp_path / f"curves.{ending}").read_bytes().startswith(begins)
+
+
+def test_an_ending_that_is_no_format_is_refused(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(ValueError, match=r"curves\.xyz must end in the name of a format: .*png"):
+        plots.save(plots.plt.figure(), tmp_path / "curves.xyz")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_metric_that_no_run_has_is_said(tmp_path: pathlib.Path) -> None:
     with pytest.raises(ValueError, match="has validation figures named 'mlm_loss'"):
         plots.draw({"one": run(tmp_path, [0.5])}, ["mlm_loss"], str(tmp_path / "curves.png"))
