@@ -198,7 +198,7 @@ def start(slice: Slice) -> list[str]:
     require(
         named is not None and named[1].startswith(("gs://", "/")),
         f"--workdir={named[1] if named else ''}: all workers write to the workdir, and a slice that was taken away "
-        "comes back empty: name one in a bucket, gs://..., or the absolute path of a file system that all of them share",
+        "comes back empty: name one in a bucket, gs://..., or the absolute path of a file system that they share",
     )
     flags = slice.command
     flags += " --config.task.corpus=$HOME/corpus" if slice.corpus else ""
