@@ -19,6 +19,7 @@ from bert_jax import (
     metrics,
     planning,
     pretrained,
+    provenance,
     sharding,
 )
 from bert_jax.experiment import Experiment
@@ -171,7 +172,10 @@ class Lane:
             "seconds": sum(line.get("seconds", 0.0) for line in metrics.read(self.workdir, "train")),  # in steps
             "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
             "data": self.data,
+            "ended": provenance.now(),
         }
+        if self.main and (began := experiment.began(self.workdir)):  # another version may have
+            result["began"] = began
         if self.exp.predict:
             written = self._predictions(program, state.params, scores, kept, interrupt)
             result["predictions"] = sorted(written)

@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checka
 import jax
 from absl import logging
 
-from bert_jax import config, experiment, files, fingerprints, planning, train
+from bert_jax import config, experiment, files, fingerprints, planning, provenance, train
 from bert_jax.config import require
 from bert_jax.experiment import Experiment
 
@@ -190,10 +190,10 @@ def sweep(
         jax.clear_caches()  # programs of past points
     summary = _summary(everything, results)
     values: dict[str, Any] = {"metric": summary.metric, "majority": summary.majority, "best_run": summary.best_run()}
-    values["failed"] = summary.failed
+    values |= {"failed": summary.failed, "written": provenance.now()}
     points = [{**dataclasses.asdict(p), "mean": p.mean, "deviation": p.deviation} for p in summary.points]
     files.write_json(files.path(workdir) / "summary.json", {**values, "points": points})
-    files.write(files.path(workdir) / "summary.md", summary.table() + "\n")
+    files.write(files.path(workdir) / "summary.md", f"{summary.table()}\n\n{provenance.written()}\n")
     return summary
 
 

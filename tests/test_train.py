@@ -48,7 +48,7 @@ def params(workdir: pathlib.Path, step: int | None = None) -> dict[str, np.ndarr
     return {sharding.path_of(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-TIMED = ("seconds", "tokens_per_second", "goodput", "device")
+TIMED = ("seconds", "tokens_per_second", "goodput", "device", "began", "ended")
 
 
 def untimed(values: dict[str, Any]) -> dict[str, Any]:
@@ -684,6 +684,8 @@ def test_runs_in_one_program_end_as_each_by_itself(tiny: Experiment, tmp_path: p
         assert other.pop("data") == one.pop("data")
         for timed in ("seconds", "goodput"):
             assert other.pop(timed) != one.pop(timed)
+        for made in ("began", "ended"):
+            assert other.pop(made).keys() == one.pop(made).keys()
         assert other == pytest.approx(one, rel=1e-4)
         assert experiment.read_config(a) == experiment.read_config(b)
         here, there = params(pathlib.Path(a)), params(pathlib.Path(b))
