@@ -40,9 +40,11 @@ class Lane:
         mesh: jax.sharding.Mesh,
         sources: dict[Any, Source],
         *,
+        on_metrics: metrics.Hook | None = None,
         quiet: bool,
     ) -> None:
         """Reads all that the run needs, and writes nothing. `sources` are those that other runs of its program read."""
+        self.on_metrics = on_metrics
         self.exp, self.workdir, self.folder, self.quiet = exp, workdir, files.path(workdir), quiet
         self.context, self.vocabulary = context, context.tokenizer
         place = sharding.batch_sharding(mesh)
@@ -95,7 +97,7 @@ class Lane:
 
     def _resume(self, step: int) -> None:
         """Opens the log, and reads what it says of `step` and before."""
-        self.writer = metrics.Writer(self.workdir, step)
+        self.writer = metrics.Writer(self.workdir, step, self.on_metrics)
         lines = metrics.read(self.workdir)
         self.evaluated = {line["step"] for line in lines if line["split"] == "validation"}
         self.carried = next((line for line in lines if (line["step"], line["split"]) == (step, "since_log")), {})

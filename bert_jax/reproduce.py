@@ -19,7 +19,20 @@ import rich.console
 import rich.table
 from etils import epath
 
-from bert_jax import checkpoint, chips, claims, config, files, planning, report, results, sharding, sweep, tables
+from bert_jax import (
+    checkpoint,
+    chips,
+    claims,
+    config,
+    files,
+    metrics,
+    planning,
+    report,
+    results,
+    sharding,
+    sweep,
+    tables,
+)
 from bert_jax.config import require
 from bert_jax.experiment import Experiment
 from bert_jax.program import Program
@@ -38,6 +51,7 @@ def reproduce(
     together: int = 1,
     data_dir: str = "",
     cache_dir: str = "",
+    on_metrics: metrics.Hook | None = None,
     quiet: bool = False,
 ) -> list[Result]:
     """Runs what is missing and writes the table into WORKDIR/NAME, after each run anew.
@@ -53,6 +67,7 @@ def reproduce(
       together: how many seeds of a fine-tuning, at most, go through one program.
       data_dir: the folder of the tasks' folders.
       cache_dir: as of `train.run`.
+      on_metrics: likewise.
       quiet: no progress on stderr.
 
     Raises:
@@ -90,8 +105,8 @@ def reproduce(
             with _claimed(group) as mine:
                 for run in mine:
                     console.print(f"{run.kind}: {run.command(data_dir)}", markup=False)
-                how = {"data_dir": group[0].data_dir(data_dir), "cache_dir": cache_dir, "quiet": quiet}
-                sweep.run_group(mine, how)
+                how: dict[str, Any] = {"cache_dir": cache_dir, "on_metrics": on_metrics, "quiet": quiet}
+                sweep.run_group(mine, {**how, "data_dir": group[0].data_dir(data_dir)})
             if mine:
                 jax.clear_caches()  # the programs of a run are of no use to the next, and stay in memory
                 ran = True

@@ -171,7 +171,7 @@ def sweep(
       seeds: how many.
       together: how many runs, at most, go through one program. They must differ in seed and learning rate alone.
       keep: whose checkpoints stay: "best" deletes those of a run once another is better.
-      how: data_dir, cache_dir and quiet, as `train.run` takes them.
+      how: data_dir, cache_dir, on_metrics and quiet, as `train.run` takes them.
 
     Raises:
       ValueError: as `runs` and `train.run`.
@@ -260,7 +260,7 @@ class Runnable(Protocol):
 def run_group(group: Sequence[Runnable], how: Mapping[str, Any]) -> dict[str, dict[str, Any] | None]:
     """The results of runs in one program, by workdir; of those whose loss was NaN or infinite, None: see `failure`.
 
-    `how` are data_dir, cache_dir and quiet, as `train.run` takes them.
+    `how` are data_dir, cache_dir, on_metrics and quiet, as `train.run` takes them.
     """
     if not group:
         return {}

@@ -139,6 +139,7 @@ def test_a_run_by_command_line_and_predictions_from_it(tiny: Experiment, corpus:
     assert json.loads(done.stdout)["step"] == 5
     (trace,) = (tmp_path / "run" / "profile").rglob("*.xplane.pb")
     assert b"_step" in trace.read_bytes()
+    assert b"step_num" in trace.read_bytes(), "XProf's pages go by steps"
     assert experiment.read_config(str(tmp_path / "run")) == override(
         experiment.load(str(REPOSITORY / "experiments" / "bert_laptop.py")),
         dict(flag.removeprefix("--config.").split("=") for flag in flags if flag.startswith("--config.")),

@@ -624,6 +624,13 @@ def test_a_profile_has_the_steps_that_were_asked_for(
     did: list[object] = []
     monkeypatch.setattr(jax.profiler, "start_trace", lambda folder: did.append(pathlib.Path(folder)))
     monkeypatch.setattr(jax.profiler, "stop_trace", lambda: did.append("stop"))
+    marked: list[int] = []
+    annotation = jax.profiler.StepTraceAnnotation
+    monkeypatch.setattr(
+        jax.profiler,
+        "StepTraceAnnotation",
+        lambda name, step_num: (marked.append(step_num), annotation(name, step_num=step_num))[1],
+    )
     before = Program.__init__
 
     def init(self: Program, *arguments: object) -> None:
@@ -640,9 +647,11 @@ def test_a_profile_has_the_steps_that_were_asked_for(
     train.run(tiny, str(tmp_path / "run"), stop_at=3, profile=(2, 3), quiet=True)
     folder = tmp_path / "run" / "profile"
     assert did == [1, folder, 2, 3, "stop"]
+    assert marked[-2:] == [2, 3]
     did.clear()
     train.run(tiny, str(tmp_path / "run"), profile=(2, 4), quiet=True)
     assert did == [folder, 4, "stop", 5, 6, 7, 8, 9, 10]
+    assert marked[-2:] == [3, 4]
 
 
 def test_a_sentencepiece_model_stands_in_for_the_vocabulary(tiny: Experiment, tmp_path: pathlib.Path) -> None:
