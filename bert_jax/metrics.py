@@ -91,7 +91,7 @@ class WeightsAndBiases:
     """A hook that sends the numbers of each line to Weights & Biases, as SPLIT/NAME over "step".
 
     Each workdir is a run there, of the experiment's name and config.json. WORKDIR/wandb.json keeps its id, so that a
-    run that goes on here goes on there. Project, entity and mode are wandb's own: $WANDB_PROJECT, $WANDB_MODE and so on.
+    run that goes on here goes on there. Project, entity and mode are wandb's own: $WANDB_PROJECT, $WANDB_MODE.
 
     Raises:
       ValueError: where wandb is not installed.

@@ -23,7 +23,6 @@ from bert_jax.config import require
 from bert_jax.experiment import Experiment
 from bert_jax.program import Program, step_flops
 
-
 Say: TypeAlias = Callable[[str], None]  # how progress is shown
 
 

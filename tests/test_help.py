@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Iterator
 
 import pytest
+
 from tests.conftest import REPOSITORY
 
 MAINS = {
@@ -14,12 +15,8 @@ MAINS = {
     "scripts/tpu/launch.py": REPOSITORY / "scripts" / "tpu" / "launch.py",
     "-m bert_jax": REPOSITORY / "bert_jax" / "__main__.py",
 }
-DOCUMENTS = sorted(
-    path
-    for pattern in ("*.md", "Dockerfile", "experiments/**/*.md", "experiments/*.py", "scripts/*", "scripts/tpu/*")
-    for path in REPOSITORY.glob(pattern)
-    if path.is_file()
-) + [REPOSITORY / "bert_jax" / "__main__.py"]
+PATTERNS = ("*.md", "experiments/**/*.md", "experiments/*.py", "scripts/*", "scripts/tpu/*", "bert_jax/__main__.py")
+DOCUMENTS = sorted(path for pattern in PATTERNS for path in REPOSITORY.glob(pattern) if path.is_file())
 
 
 @pytest.mark.parametrize("name", MAINS)
