@@ -8,6 +8,7 @@ import html
 import json
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -23,12 +24,16 @@ from bert_jax.study import Base, Run, Study, column_changes, commands, row_chang
 LEGEND = (
     "A cell is the mean over its runs and, where there are several, ± their standard deviation.",
     "In [brackets] stands the paper's figure.",
-    f"≈: the seeds cannot tell this row from the first one (paired t-test, p ≥ {SIGNIFICANT:g}).",
-    "*: they can.",
-    "?: there are too few seeds for a test.",
+    f"≈ says that the seeds cannot tell this row from the first one (paired t-test, p ≥ {SIGNIFICANT:g}), * that they "
+    "can, and ? that there are too few seeds for a test.",
     "In the table of a figure, a point is held against the first line's point at the same share of the pre-training.",
+    "A run that has begun is under way or was cut off; the same command goes on with it.",
     "A collapsed run gives the same answer to everything.",
     "The largest class is what one scores who names it always.",
+)
+CAPTION = (
+    "Small points are runs, large ones their means, bars the standard deviation. Where the paper has figures, its "
+    "differences from the first row stand beside ours, whose bars are then the standard deviation of the seeds' pairs."
 )
 FAILURES = (
     "What failed in its training is tried again by the same command, from its last good checkpoint. The usual cure is "
@@ -43,10 +48,10 @@ def write(
     home = files.path(folder)
     files.write_json(home / "table.json", to_dict(study, base, results, data_dir))
     files.write(home / "table.md", markdown(study, base, results, data_dir))
-    pictures = {}
+    pictures: dict[str, tuple[str, Any]] = {}  # by title, with a sentence on what is seen
     if any(result.n for result in results):
         draw(study, results, home / "table.png")
-        pictures["The table"] = home / "table.png"
+        pictures["The table, drawn"] = CAPTION, home / "table.png"
     curves = {label: (run, _figures(run)) for label, run in _pretrainings(results).items()}
     for name, loss in (("masked LM", "mlm_loss"), ("left-to-right LM", "lm_loss")):
         there = {label: run.workdir for label, (run, figures) in curves.items() if loss in figures}
@@ -54,11 +59,12 @@ def write(
             picture = home / f"{loss}.png"
             paired = any("nsp_accuracy" in curves[label][1] for label in there)
             plots.draw(there, [loss, *["nsp_accuracy"] * paired], str(picture))
-            pictures[f"Pre-training, {name}, held-out text"] = picture
+            pictures[f"Pre-training, {name}"] = "On held-out text; dashed: what knows no context.", picture
     tuned = _fine_tunings(results)
     if tuned:
         plots.draw_groups(tuned, str(home / "fine_tuning.png"))
-        pictures["Fine-tuning, by column: a line for each seed"] = home / "fine_tuning.png"
+        caption = "A colour for each row, a line for each seed."
+        pictures["Fine-tuning"] = caption, home / "fine_tuning.png"
     files.write(home / "report.html", page(study, base, results, pictures, data_dir))
 
 
@@ -163,16 +169,22 @@ _STATES = {"failed": "failed", "begun": "begun", "to run": "not yet run"}
 
 def text(one: Result) -> str:
     """A cell: "84.1 ± 0.3 ≈ [84.4]"; "84.1 ? (1 of 3; 1 failed, 1 not yet run)"; "not yet run"."""
-    paper = f" [{one.paper:g}]" if one.paper is not None else ""
-    missing = one.missing
-    absent = ", ".join(f"{count} {why}" for why, count in missing.items())
+    value, notes, paper = _parts(one)
+    inner = f" ({'; '.join(notes)})" if notes else ""
+    return f"{value}{inner}{f' {paper}' if paper else ''}"
+
+
+def _parts(one: Result) -> tuple[str, list[str], str]:
+    """A cell's figure with its mark, what is to be said of its runs, and the paper's figure."""
+    paper = f"[{one.paper:g}]" if one.paper is not None else ""
+    absent = ", ".join(f"{count} {why}" for why, count in one.missing.items())
     if not one.n:
-        return f"{next(iter(missing)) if len(missing) == 1 else absent or '-'}{paper}"
+        return next(iter(one.missing)) if len(one.missing) == 1 else absent or "-", [], paper
     mark = "" if one.against is None else " ?" if math.isnan(one.against.p) else " ≈" if one.against.noise else " *"
     spread = f" ± {one.deviation:.{_digits(one)}f}" if one.n > 1 else ""
-    partly = f" ({one.n} of {len(one.cell.runs)}; {absent})" if absent else ""
-    collapsed = f", {len(one.collapsed)} collapsed" if one.collapsed else ""
-    return f"{one.mean:.{_digits(one)}f}{spread}{mark}{partly}{collapsed}{paper}"
+    notes = [f"{one.n} of {len(one.cell.runs)}", absent] if absent else []
+    notes += [f"{len(one.collapsed)} collapsed"] * bool(one.collapsed)
+    return f"{one.mean:.{_digits(one)}f}{spread}{mark}", notes, paper
 
 
 def _digits(one: Result) -> int:
@@ -262,6 +274,9 @@ def draw(study: Study, results: Sequence[Result], output: str | os.PathLike[str]
     panels = [*grid[: heights[0]].flat], [*grid[heights[0] :].flat]
     for panel, (name, cells) in zip(panels[0], by_column.items(), strict=False):
         (_draw_lines if lines else _draw_points)(panel, cells)
+        if not any(one.n for one in cells):
+            panel.set_yticks([])
+            panel.text(0.5, 0.5, "no figures yet", transform=panel.transAxes, ha="center", color="dimgrey")
         panel.set_title(name, fontsize=10)
     for panel, (name, found) in zip(panels[1], paper.items(), strict=False):
         _draw_differences(panel, found, lines)
@@ -372,11 +387,12 @@ h2 { font-size: 1.15em; margin-top: 2em }
 table { border-collapse: collapse; margin: 1em 0; max-width: 100% }
 th, td { border: 1px solid #c4c4c8; padding: .35em .6em; text-align: left; vertical-align: top;
   overflow-wrap: anywhere; font-variant-numeric: tabular-nums }
-th { background: #f1f1f4; font-weight: 600; min-width: 4em }
+th { background: #f1f1f4; font-weight: 600; overflow-wrap: break-word }
 td a { color: inherit; text-decoration: underline dotted #77777d; text-underline-offset: .25em }
 td a:hover { color: #0047ab }
 small { color: #4a4a50; font-weight: 400; font-size: .8em; display: block }
 .absent { color: #55555c } .failed { color: #a40000 }
+.wide { overflow-x: auto }
 img { max-width: 100%; height: auto }
 pre { background: #f4f4f6; padding: .6em; font-size: 12px; white-space: pre-wrap; overflow-wrap: anywhere }
 details { margin: .3em 0; padding-left: .2em } details details { margin-left: 1em }
@@ -387,8 +403,17 @@ dd { margin: 0; overflow-wrap: anywhere } li { overflow-wrap: anywhere }
 """
 
 
-def page(study: Study, base: Base, results: Sequence[Result], pictures: Mapping[str, Any], data_dir: str = "") -> str:
-    """The report. A cell leads to its seeds, test, configs, commands and cost, which open below the table."""
+def page(
+    study: Study,
+    base: Base,
+    results: Sequence[Result],
+    pictures: Mapping[str, tuple[str, Any]],
+    data_dir: str = "",
+) -> str:
+    """The report, with pictures: by title, a sentence and a file.
+
+    A cell leads to its seeds, test, configs, commands and cost, which open below the table.
+    """
     columns = [column.name for column in study.columns]
     numbers = {id(one): f"cell{number}" for number, one in enumerate(results)}
     head = "".join(f"<th>{_named(column.name, column_changes(column, base))}</th>" for column in study.columns)
@@ -401,11 +426,7 @@ def page(study: Study, base: Base, results: Sequence[Result], pictures: Mapping[
     if any(largest):
         body += f"<tr><th>always the largest class</th>{''.join(f'<td>{one}</td>' for one in largest)}</tr>"
     legend = "".join(f"<li>{html.escape(line)}</li>" for line in LEGEND)
-    images = "".join(
-        f'<h2>{html.escape(name)}</h2><img alt="{html.escape(name)}" src="data:image/png;base64,'
-        f'{base64.b64encode(path.read_bytes()).decode()}">'
-        for name, path in pictures.items()
-    )
+    images = "".join(_image(name, *picture) for name, picture in pictures.items())
     each = "".join(_behind(one, numbers[id(one)], data_dir) for one in results)
     before = "".join(_details(run, data_dir) for run in _pretrainings(results).values())
     lost = "".join(f"<li>{html.escape(run)}: {html.escape(why)}</li>" for run, why in failures(results).items())
@@ -414,21 +435,39 @@ def page(study: Study, base: Base, results: Sequence[Result], pictures: Mapping[
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
         f"<title>{title}</title><style>{_STYLE}</style><h1>{title}</h1><p>{made}</p><p>{done}</p>"
-        f"<table><tr><th></th>{head}</tr>{body}</table><ul>{legend}</ul>{lost}{images}"
+        f'<div class="wide"><table><tr><th></th>{head}</tr>{body}</table></div><ul>'
+        f"{legend}</ul>{lost}{images}"
         f"<h2>Behind each cell</h2><p>Its seeds, its test, and its runs with commands, configs and costs.</p>{each}"
         f"<h2>Pre-trainings</h2>{before or '<p>None: the base is weights that were there.</p>'}"
         f"<p><small>{html.escape(provenance.written())}</small></p></html>\n"
     )
 
 
+def _image(name: str, caption: str, path: Any) -> str:
+    title, content = html.escape(name), base64.b64encode(path.read_bytes()).decode()
+    return f'<h2>{title}</h2><p>{html.escape(caption)}</p><img alt="{title}" src="data:image/png;base64,{content}">'
+
+
 def _named(name: str, lines: Sequence[str]) -> str:
     """A row's or a column's name, with what it is."""
-    return html.escape(name) + "".join(f"<small>{html.escape(line)}</small>" for line in lines)
+    return _breakable(name) + "".join(f"<small>{_breakable(line)}</small>" for line in lines)
+
+
+def _breakable(text: str) -> str:
+    """As HTML; long names of fields and files may be broken at their parts."""
+    return re.sub(r"([._/=]|\w(?=\())", r"\1<wbr>", html.escape(text))
 
 
 def _cell(one: Result, number: str) -> str:
     kind = "" if one.n else ' class="failed"' if one.failed else ' class="absent"'
-    return f'<td{kind}><a href="#{number}">{html.escape(text(one))}</a></td>'
+    value, notes, paper = _parts(one)
+    below = "".join(f"<small>{html.escape(line)}</small>" for line in [*notes, paper] if line)
+    return f'<td{kind}><a href="#{number}">{_together(value)}</a>{below}</td>'
+
+
+def _together(value: str) -> str:
+    """A cell's figure as HTML: a spread and a mark stay in one line."""
+    return re.sub("(?<=±) | (?=[≈*?])", "&nbsp;", html.escape(value))
 
 
 def _behind(one: Result, number: str, data_dir: str) -> str:
