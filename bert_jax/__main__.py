@@ -55,6 +55,9 @@ _TOGETHER = flags.DEFINE_integer(
     "together", 1, "Of --seeds and --grid: how many runs share a program, side by side.", lower_bound=1
 )
 _KEEP = flags.DEFINE_enum("keep", "best", ["best", "all"], "Of --seeds and --grid: whose checkpoints stay.")
+_LOG_TO = flags.DEFINE_enum(
+    "log_to", None, ["wandb"], "Where each line of metrics.jsonl goes, too: Weights & Biases (extra wandb)."
+)
 _MULTIHOST = flags.DEFINE_bool("multihost", False, "One process of several: see hosts.py.")
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, where the platform does not know it.")
 _PROCESSES = flags.DEFINE_integer("processes", None, "How many processes there are, likewise.", lower_bound=1)
@@ -72,7 +75,7 @@ def main(argv: Sequence[str], changes: dict[str, str]) -> int:
     """
     if len(argv) > 1:
         raise app.UsageError(f"too many arguments: {argv[1:]}; a flag's value follows an equals sign")
-    from bert_jax import describe, experiment, hosts, planning, sweep, train  # after the flags: --help needs no JAX
+    from bert_jax import describe, experiment, hosts, metrics, planning, sweep, train  # --help needs no JAX
 
     startup.log_warnings()
     startup.keep_programs(_CACHE_DIR.value)
@@ -90,6 +93,7 @@ def main(argv: Sequence[str], changes: dict[str, str]) -> int:
             need <= there, f"this takes {need:,} bytes of memory at the very least; there are {there:,}. {_SMALLER}"
         )
         where: dict[str, Any] = {"data_dir": _DATA_DIR.value, "cache_dir": _CACHE_DIR.value}
+        where["on_metrics"] = metrics.HOOKS[_LOG_TO.value]() if _LOG_TO.value else None
         profile = _steps(_PROFILE.value)
         if _SEEDS.value != 1 or _GRID.value:
             require(profile is None, "--profile is for one run: leave out --seeds and --grid")

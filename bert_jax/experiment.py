@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeAlias
 import flax.linen as nn
 import jax
 
-from bert_jax import config, definitions, files
+from bert_jax import config, definitions, files, provenance
 from bert_jax.config import check_types, require
 from bert_jax.tasks.base import Batch, Context, Pair, Source, Task
 from bert_jax.tasks.choice import Choose
@@ -281,7 +281,7 @@ def read_result(workdir: str) -> dict[str, Any] | None:
     return values
 
 
-_BESIDE = ("data", "start_length")  # what config.json holds beside the experiment's fields
+_BESIDE = ("data", "start_length", "began")  # what config.json holds beside the experiment's fields
 _CLASSES = "classes"  # of config.json: where classes are defined that are not this package's
 
 
@@ -301,6 +301,12 @@ def start_length(workdir: str) -> int | None:
     return found if isinstance(found, int) else None
 
 
+def began(workdir: str) -> dict[str, str] | None:
+    """By which versions and when a run began, as config.json has it: see `provenance.now`; None: it does not say."""
+    found = config.read_json(files.path(workdir) / "config.json").get("began")
+    return found if isinstance(found, dict) else None
+
+
 def record(
     experiment: Experiment, workdir: str, data: Mapping[str, str] | None = None, length: int | None = None
 ) -> dict[str, str]:
@@ -315,6 +321,8 @@ def record(
       length: that of the weights that the run starts from; what an earlier call said goes before it. It is kept under
         "start_length", as those weights may be gone once the run is used.
 
+    Under "began" it keeps by which versions and when the run began: see `provenance.now`. Others may go on with it.
+
     Returns:
       All that is known of the data, now or from before.
 
@@ -323,11 +331,13 @@ def record(
     """
     path = files.path(workdir) / "config.json"
     values, own, known = config.to_dict(experiment), _own_classes(experiment), dict(data or {})
+    beginning: Any = provenance.now()
     if path.exists():
         before = config.to_dict(read_config(workdir, own))  # with what became a field since then at its default
         recorded = config.read_json(path)
         then: dict[str, str] = recorded.get("data") or {}
         length = recorded.get("start_length", length)
+        beginning = recorded.get("began")
         same = {field for field in then.keys() & known.keys() if then[field] == known[field]}
         changed = [
             line
@@ -350,6 +360,6 @@ def record(
         known = {**then, **known}
     if own:
         values[_CLASSES] = {name: _origin(kind) for name, kind in own.items()}
-    beside = {"data": known, "start_length": length}
+    beside = {"data": known, "start_length": length, "began": beginning}
     files.write_json(path, {**values, **{name: value for name, value in beside.items() if value is not None}})
     return known

@@ -19,6 +19,7 @@ from bert_jax import (
     metrics,
     planning,
     pretrained,
+    provenance,
     sharding,
 )
 from bert_jax.experiment import Experiment
@@ -39,9 +40,11 @@ class Lane:
         mesh: jax.sharding.Mesh,
         sources: dict[Any, Source],
         *,
+        on_metrics: metrics.Hook | None = None,
         quiet: bool,
     ) -> None:
         """Reads all that the run needs, and writes nothing. `sources` are those that other runs of its program read."""
+        self.on_metrics = on_metrics
         self.exp, self.workdir, self.folder, self.quiet = exp, workdir, files.path(workdir), quiet
         self.context, self.vocabulary = context, context.tokenizer
         place = sharding.batch_sharding(mesh)
@@ -94,7 +97,7 @@ class Lane:
 
     def _resume(self, step: int) -> None:
         """Opens the log, and reads what it says of `step` and before."""
-        self.writer = metrics.Writer(self.workdir, step)
+        self.writer = metrics.Writer(self.workdir, step, self.on_metrics)
         lines = metrics.read(self.workdir)
         self.evaluated = {line["step"] for line in lines if line["split"] == "validation"}
         self.carried = next((line for line in lines if (line["step"], line["split"]) == (step, "since_log")), {})
@@ -171,7 +174,10 @@ class Lane:
             "seconds": sum(line.get("seconds", 0.0) for line in metrics.read(self.workdir, "train")),  # in steps
             "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
             "data": self.data,
+            "ended": provenance.now(),
         }
+        if self.main and (began := experiment.began(self.workdir)):  # another version may have
+            result["began"] = began
         if self.exp.predict:
             written = self._predictions(program, state.params, scores, kept, interrupt)
             result["predictions"] = sorted(written)

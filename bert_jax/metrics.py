@@ -1,4 +1,4 @@
-"""Logging: metrics.jsonl, TensorBoard events, a progress line; goodput, which says where the time went; traces."""
+"""Logging: metrics.jsonl, TensorBoard events, hooks, a progress line; goodput, i.e. where the time went; traces."""
 
 from __future__ import annotations
 
@@ -8,17 +8,23 @@ import math
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, TypeVar
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeAlias, TypeVar
 
 import jax
 import rich.console
 import rich.progress
+import rich.text
 import tensorboardX
+from absl import logging
 
-from bert_jax import files
+from bert_jax import config, files
 
 T = TypeVar("T")
+
+# Is called with a run's workdir and each line of its metrics.jsonl, once that is written, on the first host.
+Hook: TypeAlias = Callable[[str, dict[str, Any]], None]
 
 
 class Writer:
@@ -26,13 +32,20 @@ class Writer:
 
     Lines past `step`, the step that a run resumes at, are dropped: they are about to be written again. Of a workdir in
     a bucket the events are kept in a local folder until `sync`.
+
+    `hook` is told each line once: not those that an earlier call wrote, nor one that was dropped and comes again. An
+    error of its own is said once, and ends nothing.
     """
 
-    def __init__(self, workdir: str, step: int = -1) -> None:
+    def __init__(self, workdir: str, step: int = -1, hook: Hook | None = None) -> None:
         folder = files.make_folder(workdir)
+        self._workdir, self._hook, self._complained = workdir, hook, False
+        self._told: set[tuple[Any, Any]] = set()  # step and split of lines that were dropped
 
         def keep(text: str) -> bool:
             line = _parsed(text)
+            if line is not None and line["step"] > step:
+                self._told.add((line["step"], line["split"]))
             return line is not None and line["step"] <= step
 
         self._lines = files.Lines(folder / "metrics.jsonl", keep)
@@ -47,10 +60,18 @@ class Writer:
     def write(self, step: int, split: str, values: Mapping[str, float], **more: Any) -> None:
         """Numbers for a line and the charts; `more` is for the line alone, and not rounded."""
         figures = {name: _rounded(value) for name, value in values.items()}
-        self._lines.append(json.dumps({"step": step, "split": split, **figures, **more}))
+        line = json.dumps({"step": step, "split": split, **figures, **more})
+        self._lines.append(line)
         for name, value in values.items():
             self._events.add_scalar(f"{split}/{name}", value, step)
         self._events.flush()
+        if self._hook and (step, split) not in self._told:
+            try:
+                self._hook(self._workdir, json.loads(line))
+            except (Exception, SystemExit) as error:
+                if not self._complained:
+                    logging.warning("%s: the hook of its metrics failed; the run goes on: %r", self._workdir, error)
+                self._complained = True
 
     def sync(self) -> None:
         """Everything that was written is on disk, or in the bucket, when this returns."""
@@ -64,6 +85,52 @@ class Writer:
         if self._local:
             files.upload(self._local.name, self._charts)
             self._local.cleanup()
+
+
+class WeightsAndBiases:
+    """A hook that sends the numbers of each line to Weights & Biases, as SPLIT/NAME over "step".
+
+    Each workdir is a run there, of the experiment's name and config.json. WORKDIR/wandb.json keeps its id, so that a
+    run that goes on here goes on there. Project, entity and mode are wandb's own: $WANDB_PROJECT, $WANDB_MODE.
+
+    Raises:
+      ValueError: where wandb is not installed.
+    """
+
+    def __init__(self) -> None:
+        try:
+            import wandb
+        except ImportError:
+            raise ValueError("Weights & Biases is not installed: pip install 'bert_jax[wandb]'") from None
+        self._wandb: Any = wandb
+        self._runs: dict[str, Any] = {}  # None: it could not be begun
+
+    def __call__(self, workdir: str, line: dict[str, Any]) -> None:
+        if workdir not in self._runs:
+            self._runs[workdir] = None
+            self._runs[workdir] = self._begin(workdir)
+        numbers = {name: value for name, value in line.items() if isinstance(value, (int, float)) and name != "step"}
+        if self._runs[workdir] and numbers and line["split"] != "since_log":
+            values = {f"{line['split']}/{name}": value for name, value in numbers.items()}
+            self._runs[workdir].log({"step": line["step"], **values})
+
+    def _begin(self, workdir: str) -> Any:
+        known, values = files.path(workdir) / "wandb.json", config.read_json(files.path(workdir) / "config.json")
+        if not known.exists():
+            files.write_json(known, {"id": uuid.uuid4().hex[:12]})
+        run = self._wandb.init(
+            id=config.read_json(known)["id"],
+            resume="allow",
+            reinit="create_new",  # beside those of other workdirs
+            name=f"{values.get('name')}, seed {values.get('seed')}",
+            config=values,
+        )
+        run.define_metric("step", hidden=True)
+        run.define_metric("*", step_metric="step")
+        return run
+
+
+HOOKS: dict[str, Callable[[], Hook]] = {"wandb": WeightsAndBiases}  # by the name that --log_to has for them
 
 
 def read(workdir: str, split: str | None = None) -> list[dict[str, Any]]:
@@ -134,6 +201,10 @@ class Goodput:
                     return
             yield item
 
+    def spent(self, place: str) -> float:
+        """Seconds that this call left at `place`."""
+        return self._seconds[place]
+
     def seconds(self, earlier: Mapping[str, float]) -> dict[str, float]:
         """By place, until now, with what was `earlier`."""
         self.enter(self._place)
@@ -163,6 +234,10 @@ class Profile:
         self._folder, self._first, self._last, self._on = folder, first, last, False
         self._local = tempfile.TemporaryDirectory() if files.remote(folder) else None
 
+    def marked(self, step: int) -> contextlib.AbstractContextManager[Any]:
+        """Marks what is done inside as that step's, where it is traced: the profiler's pages go by steps."""
+        return jax.profiler.StepTraceAnnotation("train", step_num=step) if self._on else contextlib.nullcontext()
+
     def before(self, step: int, state: Any) -> None:
         """A step is about to be handed to the devices; it works on `state`."""
         if not self._on and self._first <= step <= self._last:
@@ -191,7 +266,11 @@ class Profile:
 
 
 class Progress:
-    """A live line on a terminal, a plain line at each log elsewhere: step, loss, tokens/s, time left. Use in `with`."""
+    """A live line on a terminal, a plain line at each log elsewhere: step, loss, tokens/s, time left. Use in `with`.
+
+    The time left goes by the steps so far, from the moment that the first was handed to the devices, without what was
+    compiled since; evaluations and checkpoints between them count.
+    """
 
     def __init__(self, total: int, start: int, quiet: bool = False) -> None:
         self._console = rich.console.Console(stderr=True, soft_wrap=True, highlight=False, quiet=quiet)
@@ -200,13 +279,14 @@ class Progress:
             rich.progress.BarColumn(bar_width=24),
             rich.progress.TextColumn("{task.fields[text]}"),
             rich.progress.TimeElapsedColumn(),
-            rich.progress.TextColumn("left"),
-            rich.progress.TimeRemainingColumn(compact=False, elapsed_when_finished=False),
+            _Left(self),
             console=self._console,
             disable=quiet or not sys.stderr.isatty(),
         )
         self._task = self._bar.add_task("", total=total, completed=start, text="compiling")
-        self._total, self._start, self._began = total, start, time.monotonic()
+        self._total, self._step = total, start
+        self._began: float | None = None  # when the first step was on its way
+        self._first, self._before, self._compiled = start, 0.0, 0.0
 
     def __enter__(self) -> Progress:
         self._bar.start()
@@ -215,20 +295,43 @@ class Progress:
     def __exit__(self, *_: Any) -> None:
         self._bar.stop()
 
-    def advance(self, step: int) -> None:
+    def advance(self, step: int, compiled: float) -> None:
+        """A step was handed to the devices. All in all, this call spent `compiled` seconds on compiling."""
+        if self._began is None:
+            self._began, self._first, self._before = time.monotonic(), step - 1, compiled
+        self._step, self._compiled = step, compiled
         self._bar.update(self._task, completed=step)
+
+    def left(self, step: int | None = None) -> str:
+        """What the steps after `step`, or after the last that was handed over, will take; "-:--": not known yet."""
+        done = self._step if step is None else step
+        if self._began is None or done <= self._first:
+            return "-:--"
+        taken = max(0.0, time.monotonic() - self._began - (self._compiled - self._before))
+        seconds = round(taken / (done - self._first) * (self._total - done))
+        return f"{seconds // 60}:{seconds % 60:02}"
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Shows the newest figures."""
         text = "  ".join(f"{name} {_short(value)}" for name, value in values.items())
-        self._bar.update(self._task, completed=step, text=text)
+        self._bar.update(self._task, text=text)
         if not sys.stderr.isatty():
-            left = (time.monotonic() - self._began) / max(1, step - self._start) * (self._total - step)
-            self.say(f"step {step}/{self._total}  {text}  left {left // 60:.0f}:{left % 60:02.0f}")
+            self.say(f"step {step}/{self._total}  {text}  left {self.left(step)}")
 
     def say(self, text: str) -> None:
         """A line of its own, above the live one."""
         self._console.print(text, markup=False)
+
+
+class _Left(rich.progress.ProgressColumn):
+    """The time left."""
+
+    def __init__(self, progress: Progress) -> None:
+        super().__init__()
+        self._progress = progress
+
+    def render(self, task: rich.progress.Task) -> rich.text.Text:
+        return rich.text.Text(f"left {self._progress.left()}", style="progress.remaining")
 
 
 def _short(value: float) -> str:

@@ -66,6 +66,45 @@ def draw(runs: Mapping[str, str], names: Sequence[str], output: str, split: str 
     save(figure, output)
 
 
+def draw_groups(groups: Mapping[str, Mapping[str, Sequence[str]]], output: str) -> None:
+    """Writes a picture of training losses: a panel for each group, in it a colour for each label and a line for each of
+    its runs; and, of groups that were evaluated more than once, a panel of the task's metric on validation data.
+
+    Args:
+      groups: workdirs by label, by group.
+      output: where the picture goes.
+    """
+    panels = [(name, "train", "loss", runs) for name, runs in groups.items()]
+    for name, runs in groups.items():
+        each = [workdir for workdirs in runs.values() for workdir in workdirs]
+        metric = next((experiment.read_config(w).task.metric for w in each if _recorded(w)), "")
+        scored = [sum(line.get(metric) is not None for line in metrics.read(w, "validation")) for w in each]
+        if metric and max(scored) > 1:
+            panels.append((name, "validation", metric, runs))
+    across = min(3, len(panels))
+    down = -(-len(panels) // across)
+    figure, grid = plt.subplots(down, across, figsize=(3.7 * across, 3.2 * down), squeeze=False, layout="constrained")
+    colors = plt.rcParams["axes.prop_cycle"].by_key()["color"]
+    for panel, (name, split, metric, runs) in zip(grid.flat, panels, strict=False):
+        for (label, workdirs), color in zip(runs.items(), itertools.cycle(colors), strict=False):
+            for number, workdir in enumerate(workdirs):
+                lines = [line for line in metrics.read(workdir, split) if line.get(metric) is not None]
+                points = [line["step"] for line in lines], [line[metric] for line in lines]
+                panel.plot(*points, color=color, alpha=0.7, linewidth=1, label=label if number == 0 else None)
+        said = f"training {metric}" if split == "train" else TITLES.get(metric, metric)
+        panel.set(xlabel="step", ylabel=said)
+        panel.set_title(name, fontsize=10)
+        panel.grid(alpha=0.3)
+    grid.flat[0].legend(frameon=False, fontsize=8)
+    for panel in grid.flat[len(panels) :]:
+        panel.remove()
+    save(figure, output)
+
+
+def _recorded(workdir: str) -> bool:
+    return (files.path(workdir) / "config.json").exists()
+
+
 def save(figure: plt.Figure, output: str | os.PathLike[str]) -> None:
     """Writes a figure, whole, in the format that the name ends in, and closes it.
 
@@ -82,7 +121,7 @@ def save(figure: plt.Figure, output: str | os.PathLike[str]) -> None:
 
 def _mark_phases(panel: plt.Axes, workdir: str) -> None:
     """A dotted line where a phase ends and the sequences get longer."""
-    if not (files.path(workdir) / "config.json").exists():
+    if not _recorded(workdir):
         return
     step = 0
     phases = experiment.read_config(workdir).phases

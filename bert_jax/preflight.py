@@ -10,7 +10,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import rich.console
@@ -22,6 +22,8 @@ from bert_jax.config import require
 from bert_jax.describe import Placeholder
 from bert_jax.experiment import Experiment
 from bert_jax.program import Program, step_flops
+
+Say: TypeAlias = Callable[[str], None]  # how progress is shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,17 +144,20 @@ def compile_step(exp: Experiment, phase: config.Phase, devices: list[jax.Device]
         return program.step.lower(program.abstract_state(), batch, program.knobs).compile()
 
 
-def cost_of(exp: Experiment, phase: config.Phase, devices: list[jax.Device], compiled: Any) -> Cost:
+def cost_of(
+    exp: Experiment, phase: config.Phase, devices: list[jax.Device], compiled: Any, say: Say = lambda _: None
+) -> Cost:
     """FLOPs and bytes accessed. The compiler counts a loop's body once: so what a layer costs is the difference of two
     short programs without the loop, of 3 and 2 layers."""
     assert exp.encoder is not None
     layers = exp.encoder.layers
     if not exp.encoder.scan or layers < 4:
         return _cost(compiled)
-    short = [
-        _cost(compile_step(config.override(exp, {"encoder.layers": n, "encoder.scan": False}), phase, devices))
-        for n in (2, 3)
-    ]
+    short = []
+    for few in (2, 3):
+        say(f"  and {few} layers of it, to count FLOPs and bytes")
+        changed = config.override(exp, {"encoder.layers": few, "encoder.scan": False})
+        short.append(_cost(compile_step(changed, phase, devices)))
     pairs = zip(*map(dataclasses.astuple, short), strict=True)
     return Cost(*(two + (layers - 2) * (three - two) for two, three in pairs))
 
@@ -162,7 +167,9 @@ def _cost(compiled: Any) -> Cost:
     return Cost(float(analysis["flops"]), float(analysis["bytes accessed"]))
 
 
-def check_phase(exp: Experiment, phase: config.Phase, devices: list[jax.Device], *, cost: bool = True) -> Phase:
+def check_phase(
+    exp: Experiment, phase: config.Phase, devices: list[jax.Device], *, cost: bool = True, say: Say = lambda _: None
+) -> Phase:
     """Compiles a phase's train step and says what it takes. Without `cost`, a scanned program's FLOPs and
     bytes are not counted: its time is that of the model's FLOPs and the network alone.
 
@@ -197,7 +204,7 @@ def check_phase(exp: Experiment, phase: config.Phase, devices: list[jax.Device],
         return Phase(fits=False, needed=needed, **facts, **nothing)
     memory = compiled.memory_analysis()
     new = memory.output_size_in_bytes - memory.alias_size_in_bytes  # beside the state, whose memory is used again
-    counted = cost_of(exp, phase, devices, compiled) if cost or not exp.encoder.scan else None
+    counted = cost_of(exp, phase, devices, compiled, say) if cost or not exp.encoder.scan else None
     kinds: dict[str, dict[str, float]] = {}
     for one in collectives.parse(compiled.as_text()):
         kind = kinds.setdefault(one.kind, {"count": 0.0, "bytes": 0.0})
@@ -272,9 +279,11 @@ def check(
     *,
     search: bool = True,
     cost: bool = True,
-    say: Callable[[str], None] = lambda _: None,
+    say: Say = lambda _: None,
 ) -> Report:
     """Compiles each phase for the pod; where one does not fit and with `search`, finds changes under which all do.
+
+    `say` is told of each compilation before it begins: they take from seconds to minutes.
 
     Raises:
       ValueError: at an experiment, a topology or a mesh that will not do.
@@ -288,9 +297,11 @@ def check(
         found: dict[int, Phase] = {}
         for index in sorted(range(len(exp.phases)), key=lambda index: -exp.phases[index].length):
             one = exp.phases[index]
-            say(f"compiling {one.batch_size} x {one.length} for {topology} {changes or ''}")
-            found[index] = check_phase(exp, one, pod, cost=cost)
+            given = f" with {', '.join(f'{name}={value}' for name, value in changes.items())}" if changes else ""
+            say(f"compiling {one.batch_size} x {one.length} for {topology}{given}")
+            found[index] = check_phase(exp, one, pod, cost=cost, say=say)
             if not found[index].fits:
+                say("  it does not fit")
                 break
         phases = tuple(found[index] for index in sorted(found))
         devices = chip.devices if chip else 1

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import base64
+import collections
 import html
 import json
 import math
 import os
-import time
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,14 +17,23 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from bert_jax import chips, config, files, metrics, plots
-from bert_jax.results import SIGNIFICANT, Result, failures
-from bert_jax.study import Base, Run, Study, commands, runs
+from bert_jax import chips, config, experiment, files, metrics, plots, provenance
+from bert_jax.results import SIGNIFICANT, Result, failures, largest_class
+from bert_jax.study import Base, Run, Study, column_changes, commands, row_changes, runs
 
 LEGEND = (
-    "mean ± standard deviation over the runs; ≈: no difference from the first row (of a figure: from its first line) "
-    f"that the seeds can tell (paired t-test, p ≥ {SIGNIFICANT:g}), *: one that they can, ?: too few seeds to say; in "
-    "brackets the paper's figure."
+    "A cell is the mean over its runs and, where there are several, ± their standard deviation.",
+    "In [brackets] stands the paper's figure.",
+    f"≈ says that the seeds cannot tell this row from the first one (paired t-test, p ≥ {SIGNIFICANT:g}), * that they "
+    "can, and ? that there are too few seeds for a test.",
+    "In the table of a figure, a point is held against the first line's point at the same share of the pre-training.",
+    "A run that has begun is under way or was cut off; the same command goes on with it.",
+    "A collapsed run gives the same answer to everything.",
+    "The largest class is what one scores who names it always.",
+)
+CAPTION = (
+    "Small points are runs, large ones their means, bars the standard deviation. Where the paper has figures, its "
+    "differences from the first row stand beside ours, whose bars are then the standard deviation of the seeds' pairs."
 )
 FAILURES = (
     "What failed in its training is tried again by the same command, from its last good checkpoint. The usual cure is "
@@ -38,10 +48,10 @@ def write(
     home = files.path(folder)
     files.write_json(home / "table.json", to_dict(study, base, results, data_dir))
     files.write(home / "table.md", markdown(study, base, results, data_dir))
-    pictures = {}
+    pictures: dict[str, tuple[str, Any]] = {}  # by title, with a sentence on what is seen
     if any(result.n for result in results):
         draw(study, results, home / "table.png")
-        pictures["The table"] = home / "table.png"
+        pictures["The table, drawn"] = CAPTION, home / "table.png"
     curves = {label: (run, _figures(run)) for label, run in _pretrainings(results).items()}
     for name, loss in (("masked LM", "mlm_loss"), ("left-to-right LM", "lm_loss")):
         there = {label: run.workdir for label, (run, figures) in curves.items() if loss in figures}
@@ -49,7 +59,12 @@ def write(
             picture = home / f"{loss}.png"
             paired = any("nsp_accuracy" in curves[label][1] for label in there)
             plots.draw(there, [loss, *["nsp_accuracy"] * paired], str(picture))
-            pictures[f"Pre-training, {name}, held-out text"] = picture
+            pictures[f"Pre-training, {name}"] = "On held-out text; dashed: what knows no context.", picture
+    tuned = _fine_tunings(results)
+    if tuned:
+        plots.draw_groups(tuned, str(home / "fine_tuning.png"))
+        caption = "A colour for each row, a line for each seed."
+        pictures["Fine-tuning"] = caption, home / "fine_tuning.png"
     files.write(home / "report.html", page(study, base, results, pictures, data_dir))
 
 
@@ -63,6 +78,9 @@ def to_dict(study: Study, base: Base, results: Sequence[Result], data_dir: str =
         "tuning": {name: config.to_dict(value) for name, value in base.tuning.items()},
         "seeds": study.seeds,
         "pretraining_seeds": study.pretraining_seeds,
+        "written": provenance.now(),
+        "rows": {row.name: row_changes(row, base) for row in study.rows},
+        "columns": {column.name: column_changes(column, base) for column in study.columns},
         "cells": [
             {
                 "row": one.row.name,
@@ -71,6 +89,8 @@ def to_dict(study: Study, base: Base, results: Sequence[Result], data_dir: str =
                 "sd": one.deviation,
                 "n": one.n,
                 "of": len(one.cell.runs),
+                "missing": one.missing,
+                "largest_class": largest_class(one),
                 "paper": one.paper,
                 "values": {f"{p},{s}": value for (p, s), value in one.values.items()},
                 "collapsed": [f"{p},{s}" for p, s in one.collapsed],
@@ -96,6 +116,7 @@ def to_dict(study: Study, base: Base, results: Sequence[Result], data_dir: str =
                 "command": run.command(data_dir),
                 "config": config.to_dict(run.experiment),
                 **cost(run),
+                **origin(run),
             }
             for run in runs([one.cell for one in results])
         },
@@ -120,18 +141,50 @@ def cost(run: Run) -> dict[str, Any]:
     return found
 
 
+def origin(run: Run) -> dict[str, Any]:
+    """By which versions a run began and ended, and on which data, as far as it says: see `provenance.now`."""
+    found = run.result() or {}
+    if not found and (files.path(run.workdir) / "config.json").exists():
+        found = {"began": experiment.began(run.workdir)}
+    return {name: found[name] for name in ("began", "ended", "data") if found.get(name)}
+
+
+def progress(results: Sequence[Result]) -> str:
+    """How many runs are done, what they took and on what, in two sentences."""
+    everything = runs([one.cell for one in results])
+    states = collections.Counter[str](run.state() for run in everything)
+    counts = [f"{states['done']} of {len(everything)} runs are done"]
+    counts += [f"{states[state]} {word}" for state, word in _STATES.items() if states[state]]
+    took = [cost(run) for run in everything]
+    operations, seconds = (sum(one.get(name, 0.0) for one in took) for name in ("flops", "seconds"))
+    devices = dict.fromkeys(str(one["device"]) for one in took if "device" in one)
+    said = f"{', '.join(counts)}."
+    if devices:
+        said += f" They took {operations:.3g} FLOPs and {seconds / 3600:,.2f} hours in steps, on {', '.join(devices)}."
+    return said
+
+
+_STATES = {"failed": "failed", "begun": "begun", "to run": "not yet run"}
+
+
 def text(one: Result) -> str:
-    """A cell: "84.1 ± 0.3 ≈ [84.4]"; "84.1 ? (1 of 3, 1 failed)", where another is not run yet."""
-    paper = f" [{one.paper:g}]" if one.paper is not None else ""
-    failed = f"{len(one.failed)} failed" if one.failed else ""
+    """A cell: "84.1 ± 0.3 ≈ [84.4]"; "84.1 ? (1 of 3; 1 failed, 1 not yet run)"; "not yet run"."""
+    value, notes, paper = _parts(one)
+    inner = f" ({'; '.join(notes)})" if notes else ""
+    return f"{value}{inner}{f' {paper}' if paper else ''}"
+
+
+def _parts(one: Result) -> tuple[str, list[str], str]:
+    """A cell's figure with its mark, what is to be said of its runs, and the paper's figure."""
+    paper = f"[{one.paper:g}]" if one.paper is not None else ""
+    absent = ", ".join(f"{count} {why}" for why, count in one.missing.items())
     if not one.n:
-        return f"-{f' ({failed})' if failed else ''}{paper}"
+        return next(iter(one.missing)) if len(one.missing) == 1 else absent or "-", [], paper
     mark = "" if one.against is None else " ?" if math.isnan(one.against.p) else " ≈" if one.against.noise else " *"
     spread = f" ± {one.deviation:.{_digits(one)}f}" if one.n > 1 else ""
-    missing = f"{one.n} of {len(one.cell.runs)}{', ' if failed else ''}{failed}"
-    missing = f" ({missing})" if one.n < len(one.cell.runs) else ""
-    collapsed = f", {len(one.collapsed)} collapsed" if one.collapsed else ""
-    return f"{one.mean:.{_digits(one)}f}{spread}{mark}{missing}{collapsed}{paper}"
+    notes = [f"{one.n} of {len(one.cell.runs)}", absent] if absent else []
+    notes += [f"{len(one.collapsed)} collapsed"] * bool(one.collapsed)
+    return f"{one.mean:.{_digits(one)}f}{spread}{mark}", notes, paper
 
 
 def _digits(one: Result) -> int:
@@ -141,14 +194,18 @@ def _digits(one: Result) -> int:
 def markdown(study: Study, base: Base, results: Sequence[Result], data_dir: str = "") -> str:
     """The table with its legend, what the runs cost, and the command of each."""
     columns = [column.name for column in study.columns]
-    lines = [f"# {study.title}", "", _made(study, base), ""]
+    lines = [f"# {study.title}", "", _made(study, base), "", progress(results), ""]
     lines += [f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
     for name, cells in _rows(results):
         lines.append(f"| {name} | {' | '.join(text(one) for one in cells)} |")
     largest = _largest(results, columns)
     if any(largest):
         lines.append(f"| always the largest class | {' | '.join(largest)} |")
-    lines += ["", LEGEND, ""]
+    lines += ["", *(f"- {line}" for line in LEGEND), "", provenance.written(), ""]
+    lines += ["## What rows and columns are", ""]
+    given = {row.name: row_changes(row, base) for row in study.rows}
+    given |= {column.name: column_changes(column, base) for column in study.columns}
+    lines += [f"- {name}: {_listed(changes)}" for name, changes in given.items()] + [""]
     broken = failures(results)
     if broken:
         lines += ["## Runs that failed", "", FAILURES, ""]
@@ -166,6 +223,10 @@ def markdown(study: Study, base: Base, results: Sequence[Result], data_dir: str 
     lines += ["", "## Each run by itself", ""]
     lines += [f"    {line}" for line in commands(everything, data_dir)]
     return "\n".join(lines) + "\n"
+
+
+def _listed(changes: Sequence[str]) -> str:
+    return "; ".join(changes) or "the base as it is"
 
 
 def _made(study: Study, base: Base) -> str:
@@ -188,77 +249,115 @@ def _rows(results: Sequence[Result]) -> Iterator[tuple[str, list[Result]]]:
 
 
 def _largest(results: Sequence[Result], columns: Sequence[str]) -> list[str]:
-    """What always naming the largest class scores, by column, where the column's figure is an accuracy."""
+    """What always naming the largest class scores, by column."""
     found = dict.fromkeys(columns, "")
     for one in results:
-        for run in one.cell.runs.values():
-            result = run.result() or {}
-            if result.get("metric") == "accuracy" and "majority" in result and not one.column.figure:
-                found[one.column.name] = f"{100 * result['majority']:.1f}"
+        found[one.column.name] = found[one.column.name] or largest_class(one)
     return list(found.values())
 
 
 def draw(study: Study, results: Sequence[Result], output: str | os.PathLike[str]) -> None:
-    """A panel for each column, our figures above and the paper's below: points with their spread, or lines."""
-    columns = list(study.columns)
-    paper = any(one.paper is not None for one in results)
+    """A panel for each column: our figures, as points with their spread, or lines.
+
+    Then, for each column that the paper has figures of, a panel of differences from the first row (of a figure, from
+    its first line): ours and the paper's on one scale.
+    """
     lines = any(row.line for row in study.rows)
-    names = [row.name for row in study.rows]
-    size = (max(3.2, 0.5 * len(names) + 1.8) * len(columns), 6.2 if paper else 3.8)
-    figure, panels = plt.subplots(1 + paper, len(columns), figsize=size, squeeze=False, layout="constrained")
-    for place, column in enumerate(columns):
-        cells = [one for one in results if one.column is column]
-        ours, theirs = panels[0][place], panels[1][place] if paper else None
-        if lines:
-            _draw_lines(ours, theirs, cells)
-        else:
-            _draw_points(ours, theirs, cells)
-        ours.set_title(column.name, fontsize=10)
-        for panel in (ours, theirs):
-            if panel is not None:
-                panel.grid(alpha=0.3, axis="y")
-        if theirs is not None and not any(one.paper is not None for one in cells):
-            theirs.set_yticks([])
-            theirs.text(0.5, 0.5, "not in the paper", transform=theirs.transAxes, ha="center", color="tab:grey")
-        if place == 0:
-            ours.set_ylabel("ours")
-            if theirs is not None:
-                theirs.set_ylabel("the paper")
+    by_column = {column.name: [one for one in results if one.column is column] for column in study.columns}
+    paper = {name: found for name, cells in by_column.items() if len(found := _differences(cells)) > 1}
+    width = 3.6 if lines else max(3.2, 0.5 * len(study.rows) + 1.8)
+    across = max(1, min(len(by_column), int(11 // width)))
+    heights = [-(-len(panels) // across) for panels in (by_column, paper)]
+    figure, grid = plt.subplots(
+        sum(heights), across, figsize=(width * across, 3.6 * sum(heights)), squeeze=False, layout="constrained"
+    )
+    panels = [*grid[: heights[0]].flat], [*grid[heights[0] :].flat]
+    for panel, (name, cells) in zip(panels[0], by_column.items(), strict=False):
+        (_draw_lines if lines else _draw_points)(panel, cells)
+        if not any(one.n for one in cells):
+            panel.set_yticks([])
+            panel.text(0.5, 0.5, "no figures yet", transform=panel.transAxes, ha="center", color="dimgrey")
+        panel.set_title(name, fontsize=10)
+    for panel, (name, found) in zip(panels[1], paper.items(), strict=False):
+        _draw_differences(panel, found, lines)
+        panel.set_title(f"{name}, less the first {'line' if lines else 'row'}", fontsize=10)
+    for panel in [*panels[0][len(by_column) :], *panels[1][len(paper) :]]:
+        panel.remove()
+    for panel in figure.axes:
+        panel.grid(alpha=0.3, axis="y")
     figure.suptitle(study.title, fontsize=11)
     plots.save(figure, output)
 
 
-def _draw_points(ours: plt.Axes, theirs: plt.Axes | None, cells: Sequence[Result]) -> None:
+def _differences(cells: Sequence[Result]) -> list[tuple[Result, float]]:
+    """The cells of a column that the paper has, each with what it is there less the first row's at the same point."""
+    first: dict[float, float] = {}
+    known = [(one, first.setdefault(one.row.at, one.paper)) for one in cells if one.paper is not None]
+    return [(one, one.paper - start) for one, start in known if one.paper is not None]
+
+
+def _draw_points(panel: plt.Axes, cells: Sequence[Result]) -> None:
     for place, one in enumerate(cells):
-        ours.scatter([place] * one.n, list(one.values.values()), s=14, color="tab:blue", alpha=0.45, linewidths=0)
+        panel.scatter([place] * one.n, list(one.values.values()), s=14, color="tab:blue", alpha=0.45, linewidths=0)
         if one.n:
-            ours.errorbar(place, one.mean, one.deviation, fmt="o", color="tab:blue", capsize=3)
-        if theirs is not None and one.paper is not None:
-            theirs.plot(place, one.paper, "D", color="tab:grey", markersize=5)
-    lowest = theirs or ours
-    for panel in (ours, theirs):
-        if panel is not None:
-            panel.set_xlim(-0.5, len(cells) - 0.5)
-            panel.set_xticks(range(len(cells)), [""] * len(cells))
-    lowest.set_xticks(range(len(cells)), [one.row.name for one in cells], rotation=40, ha="right", fontsize=8)
+            panel.errorbar(place, one.mean, one.deviation, fmt="o", color="tab:blue", capsize=3)
+    _name_rows(panel, cells)
 
 
-def _draw_lines(ours: plt.Axes, theirs: plt.Axes | None, cells: Sequence[Result]) -> None:
+def _name_rows(panel: plt.Axes, cells: Sequence[Result]) -> None:
+    panel.set_xlim(-0.5, len(cells) - 0.5)
+    panel.set_xticks(range(len(cells)), [one.row.name for one in cells], rotation=40, ha="right", fontsize=8)
+
+
+def _draw_lines(panel: plt.Axes, cells: Sequence[Result]) -> None:
     for line in dict.fromkeys(one.row.line for one in cells):
-        points = [one for one in cells if one.row.line == line]
-        done = [one for one in points if one.n]
+        done = [one for one in cells if one.row.line == line and one.n]
         if done:
             values = ([one.row.at for one in done], [one.mean for one in done], [one.deviation for one in done])
-            ours.errorbar(*values, fmt="o-", capsize=3, label=line)
-        known = [(one.row.at, one.paper) for one in points if one.paper is not None]
-        if theirs is not None and known:
-            theirs.plot(*zip(*known, strict=True), "D-", markersize=5, label=line)
-    for panel in (ours, theirs):
-        if panel is not None:
-            panel.set_xlim(0, 1.05)
-            if panel.get_legend_handles_labels()[0]:
-                panel.legend(frameon=False, fontsize=8)
-    (theirs or ours).set_xlabel("share of the pre-training's steps")
+            panel.errorbar(*values, fmt="o-", capsize=3, label=line)
+    _share_of_steps(panel)
+
+
+def _share_of_steps(panel: plt.Axes) -> None:
+    panel.set_xlim(0, 1.05)
+    panel.set_xlabel("share of the pre-training's steps")
+    if panel.get_legend_handles_labels()[0]:
+        panel.legend(frameon=False, fontsize=8)
+
+
+def _draw_differences(panel: plt.Axes, known: Sequence[tuple[Result, float]], lines: bool) -> None:
+    """Ours with the spread of the seeds' differences, and the paper's."""
+    panel.axhline(0, color="grey", linewidth=1)
+    names = dict.fromkeys(one.row.line for one, _ in known)
+    for line, color in zip(names, plt.rcParams["axes.prop_cycle"].by_key()["color"] * len(names), strict=False):
+        points = [
+            (one.row.at if lines else place, one.against, paper)
+            for place, (one, paper) in enumerate(known)
+            if one.row.line == line
+        ]
+        of = f"{line}, " if lines else ""
+        places = [at for at, test, _ in points if test]
+        tests = [test for _, test, _ in points if test]
+        if tests:
+            values = [test.difference for test in tests], [test.deviation for test in tests]
+            panel.errorbar(places, *values, fmt="o", color=color, capsize=3, label=f"{of}ours")
+        theirs = [at for at, *_ in points], [paper for *_, paper in points]
+        panel.plot(*theirs, "D", color="dimgrey", markersize=5, label=f"{of}the paper's")
+    if lines:
+        _share_of_steps(panel)
+    else:
+        _name_rows(panel, [one for one, _ in known])
+        panel.legend(frameon=False, fontsize=8)
+
+
+def _fine_tunings(results: Sequence[Result]) -> dict[str, dict[str, list[str]]]:
+    """The workdirs of fine-tunings that have begun, by column and row."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for one in results:
+        begun = [run.workdir for run in one.cell.runs.values() if run.kind == "fine-tuning" and _figures(run, "train")]
+        if begun:
+            found.setdefault(one.column.name, {})[one.row.name] = begun
+    return found
 
 
 def _pretrainings(results: Sequence[Result]) -> dict[str, Run]:
@@ -274,71 +373,138 @@ def _pretrainings(results: Sequence[Result]) -> dict[str, Run]:
     return dict(found.values())
 
 
-def _figures(run: Run) -> set[str]:
-    """What there are validation figures of."""
-    return {name for line in metrics.read(run.workdir, "validation") for name in line if line[name] is not None}
+def _figures(run: Run, split: str = "validation") -> set[str]:
+    """What there are figures of."""
+    return {name for line in metrics.read(run.workdir, split) for name in line if line[name] is not None}
 
 
 _STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 78em; padding: 0 1em; color: #222 }
-table { border-collapse: collapse; margin: 1em 0 }
-th, td { border: 1px solid #ccc; padding: .35em .7em; text-align: left; vertical-align: top }
-th { background: #f3f3f3 }
-img { max-width: 100% }
-pre { background: #f6f6f6; padding: .6em; overflow-x: auto; font-size: 12px }
-summary { cursor: pointer }
+:root { color-scheme: light }
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 76em; padding: 0 1em; color: #1d1d1f;
+  background: #fff }
+h1 { font-size: 1.5em; line-height: 1.25 }
+h2 { font-size: 1.15em; margin-top: 2em }
+table { border-collapse: collapse; margin: 1em 0; max-width: 100% }
+th, td { border: 1px solid #c4c4c8; padding: .35em .6em; text-align: left; vertical-align: top;
+  overflow-wrap: anywhere; font-variant-numeric: tabular-nums }
+th { background: #f1f1f4; font-weight: 600; overflow-wrap: break-word }
+td a { color: inherit; text-decoration: underline dotted #77777d; text-underline-offset: .25em }
+td a:hover { color: #0047ab }
+small { color: #4a4a50; font-weight: 400; font-size: .8em; display: block }
+.absent { color: #55555c } .failed { color: #a40000 }
+.wide { overflow-x: auto }
+img { max-width: 100%; height: auto }
+pre { background: #f4f4f6; padding: .6em; font-size: 12px; white-space: pre-wrap; overflow-wrap: anywhere }
+details { margin: .3em 0; padding-left: .2em } details details { margin-left: 1em }
+summary { cursor: pointer; overflow-wrap: anywhere } :target { outline: 2px solid #0047ab; outline-offset: 4px }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .1em 1em; margin: .5em 0 .5em 1em }
+dd { margin: 0; overflow-wrap: anywhere } li { overflow-wrap: anywhere }
+@media (max-width: 60em) { body { font-size: 14px } th, td { padding: .3em .4em; font-size: 13px } }
 """
 
 
-def page(study: Study, base: Base, results: Sequence[Result], pictures: Mapping[str, Any], data_dir: str = "") -> str:
-    """The report: each cell opens to its seeds, test, configs, commands and cost."""
+def page(
+    study: Study,
+    base: Base,
+    results: Sequence[Result],
+    pictures: Mapping[str, tuple[str, Any]],
+    data_dir: str = "",
+) -> str:
+    """The report, with pictures: by title, a sentence and a file.
+
+    A cell leads to its seeds, test, configs, commands and cost, which open below the table.
+    """
     columns = [column.name for column in study.columns]
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in ("", *columns))
+    numbers = {id(one): f"cell{number}" for number, one in enumerate(results)}
+    head = "".join(f"<th>{_named(column.name, column_changes(column, base))}</th>" for column in study.columns)
+    given = {row.name: row_changes(row, base) or ["the base as it is"] for row in study.rows}
     body = "".join(
-        f"<tr><th>{html.escape(name)}</th>{''.join(_cell(one, data_dir) for one in cells)}</tr>"
+        f"<tr><th>{_named(name, given.get(name, []))}</th>{''.join(_cell(one, numbers[id(one)]) for one in cells)}</tr>"
         for name, cells in _rows(results)
     )
     largest = _largest(results, columns)
     if any(largest):
-        body += f"<tr><td>always the largest class</td>{''.join(f'<td>{one}</td>' for one in largest)}</tr>"
-    images = "".join(
-        f'<h2>{html.escape(name)}</h2><img alt="{html.escape(name)}" src="data:image/png;base64,'
-        f'{base64.b64encode(path.read_bytes()).decode()}">'
-        for name, path in pictures.items()
-    )
+        body += f"<tr><th>always the largest class</th>{''.join(f'<td>{one}</td>' for one in largest)}</tr>"
+    legend = "".join(f"<li>{html.escape(line)}</li>" for line in LEGEND)
+    images = "".join(_image(name, *picture) for name, picture in pictures.items())
+    each = "".join(_behind(one, numbers[id(one)], data_dir) for one in results)
     before = "".join(_details(run, data_dir) for run in _pretrainings(results).values())
     lost = "".join(f"<li>{html.escape(run)}: {html.escape(why)}</li>" for run, why in failures(results).items())
     lost = f"<h2>Runs that failed</h2><p>{html.escape(FAILURES)}</p><ul>{lost}</ul>" if lost else ""
-    title = html.escape(study.title)
+    title, made, done = (html.escape(said) for said in (study.title, _made(study, base), progress(results)))
     return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>'
-        f"<h1>{title}</h1><p>{html.escape(_made(study, base))} Written "
-        f"{time.strftime('%Y-%m-%d %H:%M')}.</p><table><tr>{head}</tr>{body}</table><p>{html.escape(LEGEND)}</p>{lost}"
-        f"{images}<h2>Pre-trainings</h2>{before or '<p>None: the base is weights that were there.</p>'}</html>\n"
+        '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+        f"<title>{title}</title><style>{_STYLE}</style><h1>{title}</h1><p>{made}</p><p>{done}</p>"
+        f'<div class="wide"><table><tr><th></th>{head}</tr>{body}</table></div><ul>'
+        f"{legend}</ul>{lost}{images}"
+        f"<h2>Behind each cell</h2><p>Its seeds, its test, and its runs with commands, configs and costs.</p>{each}"
+        f"<h2>Pre-trainings</h2>{before or '<p>None: the base is weights that were there.</p>'}"
+        f"<p><small>{html.escape(provenance.written())}</small></p></html>\n"
     )
 
 
-def _cell(one: Result, data_dir: str) -> str:
-    lines = [
-        f"seeds {p}, {s}: {value:.{_digits(one) + 1}f}{' (collapsed)' * ((p, s) in one.collapsed)}"
+def _image(name: str, caption: str, path: Any) -> str:
+    title, content = html.escape(name), base64.b64encode(path.read_bytes()).decode()
+    return f'<h2>{title}</h2><p>{html.escape(caption)}</p><img alt="{title}" src="data:image/png;base64,{content}">'
+
+
+def _named(name: str, lines: Sequence[str]) -> str:
+    """A row's or a column's name, with what it is."""
+    return _breakable(name) + "".join(f"<small>{_breakable(line)}</small>" for line in lines)
+
+
+def _breakable(text: str) -> str:
+    """As HTML; long names of fields and files may be broken at their parts."""
+    return re.sub(r"([._/=]|\w(?=\())", r"\1<wbr>", html.escape(text))
+
+
+def _cell(one: Result, number: str) -> str:
+    kind = "" if one.n else ' class="failed"' if one.failed else ' class="absent"'
+    value, notes, paper = _parts(one)
+    below = "".join(f"<small>{html.escape(line)}</small>" for line in [*notes, paper] if line)
+    return f'<td{kind}><a href="#{number}">{_together(value)}</a>{below}</td>'
+
+
+def _together(value: str) -> str:
+    """A cell's figure as HTML: a spread and a mark stay in one line."""
+    return re.sub("(?<=±) | (?=[≈*?])", "&nbsp;", html.escape(value))
+
+
+def _behind(one: Result, number: str, data_dir: str) -> str:
+    """What stands behind a cell. The mark is inside, so that a browser opens the whole where it goes to the mark."""
+    said = [
+        (f"seeds {p}, {s}", f"{value:.{_digits(one) + 1}f}{' (collapsed)' * ((p, s) in one.collapsed)}")
         for (p, s), value in one.values.items()
     ]
     if one.against is not None:
         test = one.against
         chance = "too few pairs for a test" if math.isnan(test.p) else f"p = {test.p:.3g}"
-        lines.append(f"less the first row: {test.difference:+.2f}; {chance}; {test.pairs} pairs over {test.over}")
-    lines += [f"seeds {p}, {s}: failed: {why}" for (p, s), why in one.failed.items()]
-    said = "".join(f"<div>{html.escape(line)}</div>" for line in lines)
+        said.append(("less the first row", f"{test.difference:+.2f}; {chance}; {test.pairs} pairs over {test.over}"))
+    said += [(f"seeds {p}, {s}", f"failed: {why}") for (p, s), why in one.failed.items()]
     inner = "".join(_details(run, data_dir) for run in one.cell.runs.values())
-    return f"<td>{html.escape(text(one))}<details><summary>more</summary>{said}{inner}</details></td>"
+    title = html.escape(f"{one.row.name}, {one.column.name}: {text(one)}")
+    return f'<details><summary>{title}</summary><div id="{number}">{_pairs(said)}{inner}</div></details>'
+
+
+def _pairs(said: Sequence[tuple[str, str]]) -> str:
+    lines = "".join(f"<dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd>" for name, value in said)
+    return f"<dl>{lines}</dl>" if lines else ""
 
 
 def _details(run: Run, data_dir: str) -> str:
-    took = ", ".join(f"{k} {v:,.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in cost(run).items())
+    said = [(name, f"{value:,.4g}" if isinstance(value, float) else str(value)) for name, value in cost(run).items()]
+    made = origin(run)
+    said += [
+        (name, f"{made[name].get('date')}, {provenance.spelled(made[name])}")
+        for name in ("began", "ended")
+        if name in made
+    ]
+    said += [(f"data of {name}", str(known)) for name, known in made.get("data", {}).items()]
     values = json.dumps(config.to_dict(run.experiment), indent=1)
     return (
-        f"<details><summary>{html.escape(run.name)}: {html.escape(took or run.state())}</summary>"
-        f"<pre>{html.escape(run.command(data_dir))}</pre><pre>{html.escape(values)}</pre></details>"
+        f"<details><summary>{html.escape(run.name)}: {html.escape(run.state())}</summary>{_pairs(said)}"
+        f"<pre>{html.escape(run.command(data_dir))}</pre>"
+        f"<details><summary>its config</summary><pre>{html.escape(values)}</pre></details></details>"
     )
 
 

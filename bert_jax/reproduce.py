@@ -18,7 +18,7 @@ import rich.console
 import rich.table
 from etils import epath
 
-from bert_jax import checkpoint, chips, claims, describe, files, planning, report, results, sweep, tables
+from bert_jax import checkpoint, chips, claims, describe, files, metrics, planning, report, results, sweep, tables
 from bert_jax.config import require
 from bert_jax.results import Result
 from bert_jax.study import Base, Cell, Run, Study, commands, plan, runs
@@ -34,6 +34,7 @@ def reproduce(
     together: int = 1,
     data_dir: str = "",
     cache_dir: str = "",
+    on_metrics: metrics.Hook | None = None,
     quiet: bool = False,
 ) -> list[Result]:
     """Runs what is missing and writes the table into WORKDIR/NAME, after each run anew.
@@ -49,6 +50,7 @@ def reproduce(
       together: how many seeds of a fine-tuning, at most, go through one program.
       data_dir: the folder of the tasks' folders.
       cache_dir: as of `train.run`.
+      on_metrics: likewise.
       quiet: no progress on stderr.
 
     Raises:
@@ -87,8 +89,8 @@ def reproduce(
             with _claimed(group) as mine:
                 for run in mine:
                     console.print(f"{run.kind}: {run.command(data_dir)}", markup=False)
-                how = {"data_dir": group[0].data_dir(data_dir), "cache_dir": cache_dir, "quiet": quiet}
-                sweep.run_group(mine, how)
+                how: dict[str, Any] = {"cache_dir": cache_dir, "on_metrics": on_metrics, "quiet": quiet}
+                sweep.run_group(mine, {**how, "data_dir": group[0].data_dir(data_dir)})
             if mine:
                 jax.clear_caches()  # the programs of a run are of no use to the next, and stay in memory
                 ran = True

@@ -28,6 +28,7 @@ class Comparison:
     p: float  # how often chance alone would make as large a difference; nan of fewer than two pairs
     pairs: int
     over: str  # "fine-tuning seeds" or "pre-training seeds"
+    deviation: float = 0.0  # the standard deviation of the pairs' differences
 
     @property
     def noise(self) -> bool:
@@ -56,6 +57,14 @@ class Result:
     @property
     def n(self) -> int:
         return len(self.values)
+
+    @property
+    def missing(self) -> dict[str, int]:
+        """How many runs have no figure here, by why: "failed", "begun", "not yet run", "without this figure"."""
+        words = {"to run": "not yet run", "done": "without this figure"}
+        without = [seeds for seeds in self.cell.runs if seeds not in self.values]
+        states = ["failed" if seeds in self.failed else self.cell.runs[seeds].state() for seeds in without]
+        return dict(collections.Counter(sorted(words.get(state, state) for state in states)))
 
     @property
     def mean(self) -> float:
@@ -101,10 +110,31 @@ def failures(results: Sequence[Result]) -> dict[str, str]:
 
 def figure(result: Mapping[str, Any], column: Column) -> float | None:
     """What a column is about, from a result.json; None where it is not there."""
-    for name in column.figure.split(",") if column.figure else ("score", "loss"):
-        if name.strip() in result:
-            return float(result[name.strip()])
-    return None
+    name = figure_name(result, column)
+    return None if name is None else float(result[name])
+
+
+def figure_name(result: Mapping[str, Any], column: Column) -> str | None:
+    """Under which name a result.json has what a column is about; None where it has not."""
+    names = [name.strip() for name in column.figure.split(",")] if column.figure else ["score", "loss"]
+    return next((name for name in names if name in result), None)
+
+
+def largest_class(one: Result) -> str:
+    """What always naming the largest class scores on a cell's validation data; "" where it is about no classes.
+
+    Where the cell's figure is not an accuracy, that is the accuracy, and called so.
+    """
+    for run in one.cell.runs.values():
+        result = run.result() or {}
+        name = figure_name(result, one.column)
+        name = str(result.get("metric", "")) if name == "score" else name or ""
+        key = name.replace("accuracy", "majority")
+        if key != name and key in result:
+            return f"{100 * result[key]:.1f}"
+        if "majority" in result and name not in ("", "loss"):
+            return f"accuracy {100 * result['majority']:.1f}"
+    return ""
 
 
 def compare(ours: Mapping[tuple[int, int], float], theirs: Mapping[tuple[int, int], float]) -> Comparison | None:
@@ -130,4 +160,5 @@ def compare(ours: Mapping[tuple[int, int], float], theirs: Mapping[tuple[int, in
         p = 1.0 if mean == 0 else math.nan
     else:
         p = float(scipy.stats.ttest_1samp(differences, 0.0).pvalue)
-    return Comparison(mean, p, len(differences), over)
+    spread = statistics.stdev(differences) if len(differences) > 1 else 0.0
+    return Comparison(mean, p, len(differences), over, spread)

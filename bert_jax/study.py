@@ -287,7 +287,7 @@ def runs(cells: Sequence[Cell]) -> list[Run]:
 
 def _pretrainings(study: Study, row: Row, base: Base, workdir: str) -> list[Run | None]:
     """Those of a row, one for each seed; None stands for weights that are there."""
-    changes = _made(row.pretraining, base.experiment)
+    changes = made(row.pretraining, base.experiment)
     if base.trained:
         require(
             not changes and row.at == 1 and study.pretraining_seeds == 1,
@@ -348,9 +348,9 @@ def _cell(
         start = base.experiment if run is None else run.experiment
         changes = {
             **base.fine_tuning.get("", {}),
-            **_made(column.changes, start),
+            **made(column.changes, start),
             **base.fine_tuning.get(pathlib.PurePath(column.experiment).stem, {}),
-            **_made(row.fine_tuning, start),
+            **made(row.fine_tuning, start),
             **base.tuning,
             "init_from": base.file if run is None else run.workdir,
         }
@@ -378,7 +378,8 @@ def _below(data_dir: str, folder: str) -> str:
     return str(epath.Path(data_dir) / folder) if data_dir else folder
 
 
-def _made(changes: Changes, base: Experiment) -> dict[str, Any]:
+def made(changes: Changes, base: Experiment) -> dict[str, Any]:
+    """Changes by dotted name, of a function of the base too."""
     return dict(changes(base) if callable(changes) else changes)
 
 
@@ -389,3 +390,18 @@ def _folder(workdir: str, exp: Experiment, data: Mapping[str, str]) -> str:
     kept = {name: value for name, value in values.items() if not experiment.resumable(name)}
     digest = cache.digest(json.dumps(kept, sort_keys=True))[:8]
     return str(files.path(workdir) / f"{exp.name}-{digest}" / f"seed={exp.seed}")
+
+
+def row_changes(row: Row, base: Base) -> list[str]:
+    """What a row changes, a line for each field: "task.masking.rate: 0.4"."""
+    lines = [f"{name}: {config.spelled(value)}" for name, value in made(row.pretraining, base.experiment).items()]
+    tuned = made(row.fine_tuning, base.experiment)
+    lines += [f"fine-tuned with {name}: {config.spelled(value)}" for name, value in tuned.items()]
+    return lines + [f"after {row.at:.0%} of the pre-training's steps"] * (row.at < 1)
+
+
+def column_changes(column: Column, base: Base) -> list[str]:
+    """What a column is: the experiment's file, its figure, and a line for each field that it changes."""
+    lines = [pathlib.PurePath(column.experiment).name if column.experiment else "the pre-training itself"]
+    lines += [f"figure: {column.figure}"] * bool(column.figure)
+    return lines + [f"{name}: {config.spelled(value)}" for name, value in made(column.changes, base.experiment).items()]

@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checka
 import jax
 from absl import logging
 
-from bert_jax import config, definitions, experiment, files, fingerprints, planning, train
+from bert_jax import config, definitions, experiment, files, fingerprints, planning, provenance, train
 from bert_jax.config import require
 from bert_jax.experiment import Experiment
 
@@ -171,7 +171,7 @@ def sweep(
       seeds: how many.
       together: how many runs, at most, go through one program. They must differ in seed and learning rate alone.
       keep: whose checkpoints stay: "best" deletes those of a run once another is better.
-      how: data_dir, cache_dir and quiet, as `train.run` takes them.
+      how: data_dir, cache_dir, on_metrics and quiet, as `train.run` takes them.
 
     Raises:
       ValueError: as `runs` and `train.run`.
@@ -190,10 +190,10 @@ def sweep(
         jax.clear_caches()  # programs of past points
     summary = _summary(everything, results)
     values: dict[str, Any] = {"metric": summary.metric, "majority": summary.majority, "best_run": summary.best_run()}
-    values["failed"] = summary.failed
+    values |= {"failed": summary.failed, "written": provenance.now()}
     points = [{**dataclasses.asdict(p), "mean": p.mean, "deviation": p.deviation} for p in summary.points]
     files.write_json(files.path(workdir) / "summary.json", {**values, "points": points})
-    files.write(files.path(workdir) / "summary.md", summary.table() + "\n")
+    files.write(files.path(workdir) / "summary.md", f"{summary.table()}\n\n{provenance.written()}\n")
     return summary
 
 
@@ -260,7 +260,7 @@ class Runnable(Protocol):
 def run_group(group: Sequence[Runnable], how: Mapping[str, Any]) -> dict[str, dict[str, Any] | None]:
     """The results of runs in one program, by workdir; of those whose loss was NaN or infinite, None: see `failure`.
 
-    `how` are data_dir, cache_dir and quiet, as `train.run` takes them.
+    `how` are data_dir, cache_dir, on_metrics and quiet, as `train.run` takes them.
     """
     if not group:
         return {}

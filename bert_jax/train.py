@@ -43,6 +43,7 @@ def run(
     cache_dir: str = "",
     stop_at: int = 0,
     profile: tuple[int, int] | None = None,
+    on_metrics: metrics.Hook | None = None,
     quiet: bool = False,
 ) -> dict[str, Any]:
     """Trains until the last phase ends, going on where an earlier call stopped, and returns what result.json holds.
@@ -54,6 +55,8 @@ def run(
       cache_dir: where what takes long to make is kept; "" is `cache.default_directory()`.
       stop_at: ends the call after this many steps in all, with a checkpoint; 0 means at the end of the last phase.
       profile: the first and the last step, counted from 1, of a trace for XProf, which is written to WORKDIR/profile.
+      on_metrics: is called with the workdir and each line of metrics.jsonl, as a dict, once that is written; on the
+        first host, and once for each line however often the run is stopped. Its errors are warned of, and end nothing.
       quiet: no progress on stderr.
 
     Raises:
@@ -62,8 +65,8 @@ def run(
       Stopped: at SIGTERM or SIGINT, after the checkpoint is written; of several hosts, all stop where one hears it. A
         second signal ends the run at once, and what came after the last checkpoint is lost.
     """
-    where: dict[str, Any] = {"data_dir": data_dir, "cache_dir": cache_dir}
-    return run_together([exp], [workdir], stop_at=stop_at, profile=profile, quiet=quiet, **where)[0]
+    how: dict[str, Any] = {"data_dir": data_dir, "cache_dir": cache_dir, "on_metrics": on_metrics, "quiet": quiet}
+    return run_together([exp], [workdir], stop_at=stop_at, profile=profile, **how)[0]
 
 
 def run_together(
@@ -74,6 +77,7 @@ def run_together(
     cache_dir: str = "",
     stop_at: int = 0,
     profile: tuple[int, int] | None = None,
+    on_metrics: metrics.Hook | None = None,
     quiet: bool = False,
 ) -> list[dict[str, Any]]:
     """`run` for several experiments at once, in one program: each ends as it would by itself, in its own workdir.
@@ -86,7 +90,8 @@ def run_together(
     began = time.time()
     with hosts.signals() as signals:
         try:
-            return _run_together(exps, workdirs, began, signals, data_dir, cache_dir, stop_at, profile, quiet)
+            where = data_dir, cache_dir
+            return _run_together(exps, workdirs, began, signals, *where, stop_at, profile, on_metrics, quiet)
         except hosts.Interrupted as interrupted:
             raise Stopped(interrupted.signum) from None
 
@@ -100,6 +105,7 @@ def _run_together(
     cache_dir: str,
     stop_at: int,
     profile: tuple[int, int] | None,
+    on_metrics: metrics.Hook | None,
     quiet: bool,
 ) -> list[dict[str, Any]]:
     exps = [planning.resolve(exp, workdir) for exp, workdir in zip(exps, workdirs, strict=True)]
@@ -114,7 +120,7 @@ def _run_together(
         same = bool(lanes) and not planning.own_features(exp)
         frozen = lanes[0].context.frozen if same else planning.frozen_encoder(exp, workdir)
         context = Context(planning.find_tokenizer(exp, workdir), data_dir, exp.seed, cache_dir, frozen, quiet)
-        lanes.append(Lane(exp, workdir, context, mesh, sources, quiet=quiet))
+        lanes.append(Lane(exp, workdir, context, mesh, sources, on_metrics=on_metrics, quiet=quiet))
     require(stop_at >= 0, f"stop_at must be 0 (the end) or more, not {stop_at}")
     first, last = profile or (1, 1)
     steps = lanes[0].plan[-1].stop
@@ -258,7 +264,9 @@ class _Loop:
                         self.profile.before(step + 1, state)
                     shape = tuple(x.shape for x in jax.tree.leaves(batch))
                     self.patience = self.patience if shape in shapes else hosts.PATIENT
-                    with self.goodput.at("steps" if shape in shapes else "compile"), hosts.within(self.patience):
+                    mark = self.profile.marked(step + 1) if self.profile else contextlib.nullcontext()
+                    place = self.goodput.at("steps" if shape in shapes else "compile")
+                    with mark, place, hosts.within(self.patience):
                         state, figures = self.program.step(state, batch, knobs)
                         self.totals = (
                             self.program.add(self.totals, figures) if self.totals else self.program.begin(figures)
@@ -283,7 +291,7 @@ class _Loop:
 
     def after(self, step: int, state: State, stretch: planning.Stretch) -> None:
         """What is due after a step. Figures are fetched after the next one is under way, so that devices never wait."""
-        self.progress.advance(step)
+        self.progress.advance(step, self.goodput.spent("compile"))
         self.flush()
         if self.since is None:
             self.start_clock(step == stretch.start + 1)

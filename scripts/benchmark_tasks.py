@@ -36,6 +36,8 @@ flags.DEFINE_string("data_dir", os.environ.get("BERT_JAX_DATA", ""), "the task's
 _VOCAB = flags.DEFINE_string("vocab", None, "vocab.txt, or a directory with one", required=True)
 flags.DEFINE_integer("lengths", 4, "static lengths of the batches in groups", lower_bound=2)
 startup.require_values(_VOCAB)
+for name in ("against", "rounds", "set", "size"):  # benchmark.py's, which --help shall list here too
+    flags.declare_key_flag(name)
 
 
 def prepared(file: str, changes: dict[str, str], size: str, vocab: str, data_dir: str) -> tuple[Experiment, Context]:

@@ -25,7 +25,7 @@ _INPUT = flags.DEFINE_multi(  # type: ignore[call-overload]
     flags.CsvListSerializer(","),
     "input",
     None,
-    "Files, directories, patterns, tfds:NAME, python-docs; comma between them, or the flag again.",
+    "Files, directories, patterns, tfds:NAME, python-docs; comma between them",
 )
 _VOCAB = flags.DEFINE_string("vocab", "vocab.txt", "vocab.txt, a SentencePiece model, or a directory with one.")
 _OUTPUT = flags.DEFINE_string("output", None, "The directory of the corpus.")

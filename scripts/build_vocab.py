@@ -30,7 +30,7 @@ _INPUT = flags.DEFINE_multi(  # type: ignore[call-overload]
     flags.CsvListSerializer(","),
     "input",
     None,
-    "Files, directories, patterns, tfds:NAME, python-docs; comma between them, or the flag again.",
+    "Files, directories, patterns, tfds:NAME, python-docs; comma between them",
     required=True,
 )
 _OUTPUT = flags.DEFINE_string("output", None, "vocab.txt; for a SentencePiece model NAME.model.", required=True)

@@ -1,6 +1,8 @@
 """Writes a small classification set from the machine's own documentation: which library is this sentence from?
 
-python scripts/library_sentences.py --output=DIR
+    python scripts/library_sentences.py --output=DIR
+
+experiments/quickstart_libraries.py trains on what it writes.
 """
 
 import sys

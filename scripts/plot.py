@@ -1,7 +1,9 @@
 """Draws the learning curves of runs: a panel for each metric, a curve for each run, the baseline beside it.
 
-python scripts/plot.py --metrics=mlm_loss,nsp_accuracy --output=curves.png RUN ...
-python scripts/plot.py --metrics=accuracy pre-trained=RUN1 "random weights=RUN2"
+    python scripts/plot.py --metrics=mlm_loss,nsp_accuracy --output=curves.png RUN ...
+    python scripts/plot.py --metrics=accuracy pre-trained=RUN1 "random weights=RUN2"
+
+An argument is a run's workdir, or LABEL=DIR.
 """
 
 import pathlib

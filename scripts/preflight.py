@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 
 from absl import app, flags
 
@@ -37,8 +38,14 @@ def main(argv: list[str], changes: dict[str, str]) -> int:
 
     try:
         exp = planning.resolve(planning.configured(experiment.load(CONFIG.value), changes))
-        console = rich.console.Console(stderr=True, highlight=False)
-        found = preflight.check(exp, TOPOLOGY.value, search=SEARCH.value, cost=COST.value, say=console.print)
+        console = rich.console.Console(stderr=True, highlight=False, soft_wrap=True)
+        with console.status("the TPU's compiler starts") as status:  # a sign of life on a terminal
+
+            def say(text: str) -> None:
+                console.print(text, markup=False)
+                status.update(f"{time.strftime('%H:%M:%S')} {text.strip()}")
+
+            found = preflight.check(exp, TOPOLOGY.value, search=SEARCH.value, cost=COST.value, say=say)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

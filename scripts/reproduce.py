@@ -1,6 +1,6 @@
 """A table or a figure of the paper, from text to cells: rows, tasks and seeds, on a base of any size.
 
-    python scripts/reproduce.py --study=experiments/table5.py --base=experiments/laptop.py --workdir=studies \
+    python scripts/reproduce.py --study=experiments/table5.py --base=experiments/laptop.py --workdir=studies \\
         --config.task.corpus=corpus --data_dir=glue
     python scripts/reproduce.py --study=experiments/table7.py --base=PRETRAINED --workdir=studies --data_dir=conll
 
@@ -40,6 +40,7 @@ ROWS = flags.DEFINE_list("rows", [], "Only these rows, by name; quotes hold a na
 COLUMNS = flags.DEFINE_list("columns", [], "Only these columns, by name, with those that are not the paper's.")
 TOGETHER = flags.DEFINE_integer("together", 1, "How many seeds of a fine-tuning share a program.", lower_bound=1)
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "List the runs with FLOPs, predicted time and what is there; run none.")
+LOG_TO = flags.DEFINE_enum("log_to", None, ["wandb"], "As of python -m bert_jax.")
 startup.require_values(STUDY, BASE, WORKDIR)
 
 
@@ -49,7 +50,7 @@ def main(argv: list[str], changes: dict[str, str], tuning: dict[str, str]) -> in
         raise app.UsageError(f"too many arguments: {argv[1:]}; a flag's value follows an equals sign")
     import rich.console
 
-    from bert_jax import files, reproduce, results, study, train
+    from bert_jax import files, metrics, reproduce, results, study, train
 
     startup.log_warnings()
     startup.keep_programs(CACHE_DIR.value)
@@ -66,7 +67,8 @@ def main(argv: list[str], changes: dict[str, str], tuning: dict[str, str]) -> in
             reproduce.show(*reproduce.estimates(cells, **where), console, DATA_DIR.value)
             reproduce.check_pretrainings(cells)
             return 0
-        found = reproduce.reproduce(plan, base, workdir, together=TOGETHER.value, **where)
+        hook = metrics.HOOKS[LOG_TO.value]() if LOG_TO.value else None
+        found = reproduce.reproduce(plan, base, workdir, together=TOGETHER.value, on_metrics=hook, **where)
         home = files.path(workdir) / plan.name
         print((home / "table.md").read_text().split("## What the runs took")[0])
         print(f"{home / 'report.html'}")

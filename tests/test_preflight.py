@@ -5,6 +5,7 @@ import io
 import json
 import math
 import re
+import types
 
 import jax
 import pytest
@@ -154,7 +155,7 @@ def test_remedies_go_from_cheap_to_dear() -> None:
 def test_a_phase_that_does_not_fit_is_helped(monkeypatch: pytest.MonkeyPatch) -> None:
     """With a compiler that fits whole layers' remat only; the report says so, and the flags to set."""
 
-    def phase(exp: Experiment, one: config.Phase, pod: list, *, cost: bool) -> preflight.Phase:
+    def phase(exp: Experiment, one: config.Phase, pod: list, **_: object) -> preflight.Phase:
         fits = exp.encoder is not None and exp.encoder.remat == "layer"
         zeros = {field.name: 0.0 for field in dataclasses.fields(preflight.Phase)}
         more = {"length": one.length, "batch_size": one.batch_size, "steps": one.steps, "collectives": {}}
@@ -227,3 +228,22 @@ def test_a_remedy_s_parts_divide_the_batch_of_every_phase() -> None:
     exp = Experiment(encoder=config.Encoder(layers=2, hidden=16, heads=2), phases=phases)
     parts = [found["optimizer.accumulate"] for found in preflight.remedies(exp, 4) if "optimizer.accumulate" in found]
     assert parts == ["2"]
+
+
+def test_each_compilation_is_said_before_it_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a scanned program there are two more, which count what a layer costs."""
+    said: list[str] = []
+    heard: list[str] = []
+    memory = dict.fromkeys(("output", "alias", "argument", "temp"), 8)
+    compiled = types.SimpleNamespace(
+        memory_analysis=lambda: types.SimpleNamespace(**{f"{k}_size_in_bytes": v for k, v in memory.items()}),
+        cost_analysis=lambda: {"flops": 1.0, "bytes accessed": 1.0},
+        as_text=lambda: "",
+    )
+    monkeypatch.setattr(preflight, "compile_step", lambda *_: heard.append(said[-1]) or compiled)
+    monkeypatch.setattr(preflight, "devices", lambda topology, slices: jax.devices()[:4])
+    monkeypatch.setattr(chips, "find", lambda kind: chips.CHIPS[0])
+    preflight.check(override(SMALL, {"encoder.layers": 4, "encoder.scan": True}), "v5e:2x2", say=said.append)
+    assert heard == said
+    assert heard[0] == "compiling 32 x 128 for v5e:2x2"
+    assert len(set(heard)) == 3

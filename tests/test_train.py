@@ -48,7 +48,7 @@ def params(workdir: pathlib.Path, step: int | None = None) -> dict[str, np.ndarr
     return {sharding.path_of(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-TIMED = ("seconds", "tokens_per_second", "goodput", "device")
+TIMED = ("seconds", "tokens_per_second", "goodput", "device", "began", "ended")
 
 
 def untimed(values: dict[str, Any]) -> dict[str, Any]:
@@ -624,6 +624,13 @@ def test_a_profile_has_the_steps_that_were_asked_for(
     did: list[object] = []
     monkeypatch.setattr(jax.profiler, "start_trace", lambda folder: did.append(pathlib.Path(folder)))
     monkeypatch.setattr(jax.profiler, "stop_trace", lambda: did.append("stop"))
+    marked: list[int] = []
+    annotation = jax.profiler.StepTraceAnnotation
+    monkeypatch.setattr(
+        jax.profiler,
+        "StepTraceAnnotation",
+        lambda name, step_num: (marked.append(step_num), annotation(name, step_num=step_num))[1],
+    )
     before = Program.__init__
 
     def init(self: Program, *arguments: object) -> None:
@@ -640,9 +647,11 @@ def test_a_profile_has_the_steps_that_were_asked_for(
     train.run(tiny, str(tmp_path / "run"), stop_at=3, profile=(2, 3), quiet=True)
     folder = tmp_path / "run" / "profile"
     assert did == [1, folder, 2, 3, "stop"]
+    assert marked[-2:] == [2, 3]
     did.clear()
     train.run(tiny, str(tmp_path / "run"), profile=(2, 4), quiet=True)
     assert did == [folder, 4, "stop", 5, 6, 7, 8, 9, 10]
+    assert marked[-2:] == [3, 4]
 
 
 def test_a_sentencepiece_model_stands_in_for_the_vocabulary(tiny: Experiment, tmp_path: pathlib.Path) -> None:
@@ -684,6 +693,8 @@ def test_runs_in_one_program_end_as_each_by_itself(tiny: Experiment, tmp_path: p
         assert other.pop("data") == one.pop("data")
         for timed in ("seconds", "goodput"):
             assert other.pop(timed) != one.pop(timed)
+        for made in ("began", "ended"):
+            assert other.pop(made).keys() == one.pop(made).keys()
         assert other == pytest.approx(one, rel=1e-4)
         assert experiment.read_config(a) == experiment.read_config(b)
         here, there = params(pathlib.Path(a)), params(pathlib.Path(b))
