@@ -61,12 +61,12 @@ def test_a_file_without_a_header_names_its_columns_elsewhere(tmp_path: pathlib.P
         ("f.tsv", "aa\tb\nx\t1\n", r"f.tsv:1: no column 'a': did you mean 'aa'\?"),
         ("f.tsv", "a\tb\n", "no rows after the header"),
         ("f.tsv", "", r"f.tsv: no rows"),
-        ("f.tsv", b"a\tb\nx\xff\t1\n", "byte 5 is not UTF-8"),
+        ("f.tsv", b"a\tb\nx\xff\t1\n", r"f.tsv:2: byte 5 is 0xff, which is not UTF-8"),
         ("f.csv", 'a,b\nx,1\n"y,2\nz,3\n', r"f.csv:3: unexpected end of data: is a quote left open"),
         ("f.csv", 'a,b\n"x"y,1\n', r"f.csv:2: .*: is a quote left open or not doubled"),
         ("f.jsonl", '{"a": 1, "b": 2}\n{"a": 1\n', r"f.jsonl:2: no JSON object"),
         ("f.jsonl", '{"a": 1, "bb": 2}\n', r"f.jsonl:1: no field 'b': did you mean 'bb'"),
-        ("f.jsonl", "[1]\n", r"f.jsonl:1: a JSON object is expected, not '\[1\]'"),
+        ("f.jsonl", "[1]\n", r"f.jsonl\[0\]: a JSON object is expected, not 1"),
     ],
 )
 def test_a_bad_file_is_named_with_its_line(tmp_path: pathlib.Path, name: str, text: str | bytes, message: str) -> None:
