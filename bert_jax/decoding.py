@@ -157,20 +157,21 @@ def _refused(constant: str) -> Any:
     raise ValueError(f"{constant} is not a value of JSON")
 
 
-def a_text(value: Any, what: str) -> str:
+def a_text(value: Any, *what: object) -> str:
     """`value`, which must be a text.
 
     Raises:
-      ValueError: that says `what` must be one; or that it holds half a surrogate pair, which is not a character: no
-        file can hold it but as an escape in JSON.
+      ValueError: that says `what`, whose parts are put together only then, must be one; or that it holds half a
+        surrogate pair, which is not a character: no file can hold it but as an escape in JSON.
     """
     if not isinstance(value, str):
-        raise ValueError(f"{what} must be a text, not {shown(value)}")
+        raise ValueError(f"{''.join(map(str, what))} must be a text, not {shown(value)}")
     if not value.isascii():
         try:
             value.encode()
         except UnicodeEncodeError as error:
-            raise ValueError(f"{what} holds half a surrogate pair, {value[error.start]!r}") from None
+            said = f"{''.join(map(str, what))} holds half a surrogate pair, {value[error.start]!r}"
+            raise ValueError(said) from None
     return value
 
 

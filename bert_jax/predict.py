@@ -84,9 +84,9 @@ def parse(
         if name in lists and isinstance(value, list):
             require(bool(value), f"line {number}: {name!r} is an empty list")
             for place, item in enumerate(value):
-                decoding.a_text(item, f"line {number}: {name}[{place}]")
+                decoding.a_text(item, "line ", number, ": ", name, "[", place, "]")
         else:
-            decoding.a_text(value, f"line {number}: {name!r}")
+            decoding.a_text(value, "line ", number, ": ", repr(name))
     try:
         json.dumps(found, ensure_ascii=False).encode()
     except UnicodeEncodeError:

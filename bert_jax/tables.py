@@ -140,7 +140,7 @@ def records(
 
 def _cell(value: Any, text: bool, place: str, name: str) -> str:
     if text or isinstance(value, str):
-        return decoding.a_text(value, f"{place}: {name}")
+        return decoding.a_text(value, place, ": ", name)
     return "" if value is None else json.dumps(value, default=str)
 
 

@@ -317,7 +317,7 @@ def _of_row(name: str, row: dict[str, Any], errors: str, field: str) -> Iterator
     if errors == "replace" and isinstance(text, str):
         text = text.encode("utf-8", "replace").decode()
     try:
-        text = decoding.a_text(text, f"the field {field!r}")
+        text = decoding.a_text(text, "the field ", repr(field))
     except ValueError as error:
         hint = "; errors=replace reads it as ?" if isinstance(text, str) else ""
         raise ValueError(f"{name}: {error}{hint}") from None

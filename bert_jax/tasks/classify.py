@@ -24,7 +24,7 @@ from bert_jax.tokenizer import Tokenizer
 class Classify(Task):
     """A class for each row of a file, or a number where `labels` is empty. A text is one column or, for a pair, two.
 
-    Files are those that `tables.read` reads: tab- or comma-separated, JSON lines, "tfds:NAME:SPLIT". Their paths are
+    Files are those that `tables.read` reads: tab- or comma-separated, JSON, parquet, "tfds:NAME:SPLIT". Their paths are
     relative to the run's data_dir.
     """
 

@@ -10,11 +10,16 @@ from bert_jax import decoding, tables
 
 
 class Block(NamedTuple):
-    """A sentence of a file: its words, their tags as they stand there, and where each stands, for messages."""
+    """A sentence of a file: its words, their tags as they stand there, and where each stands."""
 
     words: list[str]
     tags: list[str]
-    places: list[str]
+    place: str  # the file, or a row of it
+    lines: list[int]  # of the file, one a word; none where the sentence is a row
+
+    def where(self, word: int) -> str:
+        """Where a word stands, counted from 0, for messages."""
+        return f"{self.place}:{self.lines[word]}" if self.lines else f"{self.place}, word {word + 1}"
 
 
 # Lines that are not words: what begins a document (CoNLL-2003, CoNLL-2012, CoNLL-U), and what is said of what follows
@@ -41,13 +46,13 @@ def in_columns(path: str, word: int, label: int) -> Iterator[Block | None]:
     tabs = bool(rows) and all("\t" in line for line in rows)
     conllu = name.endswith((".conllu", ".conllup")) or (tabs and all(map(_CONLLU.fullmatch, rows)))
     columns = max(word, label)
-    block = Block([], [], [])
+    block = Block([], [], path, [])
     for number, line in enumerate([*content, ""], start=1):
         document = _DOCUMENT.match(line)
         if not line.strip() or document:
             if block.words:
                 yield block
-            block = Block([], [], [])
+            block = Block([], [], path, [])
             if document:
                 yield None
             continue
@@ -62,7 +67,7 @@ def in_columns(path: str, word: int, label: int) -> Iterator[Block | None]:
             )
         block.words.append(cells[word - 1])
         block.tags.append(cells[label - 1].strip())
-        block.places.append(f"{path}:{number}")
+        block.lines.append(number)
 
 
 def in_rows(path: str, names: Sequence[str], columns: Sequence[str]) -> Iterator[Block]:
@@ -74,14 +79,14 @@ def in_rows(path: str, names: Sequence[str], columns: Sequence[str]) -> Iterator
       ValueError: that names the row and what is wrong with it.
     """
     for place, cells in tables.records(path, names, columns=columns):
-        words, tags = (_parts(cells[name], f"{place}: {name}") for name in names)
+        words, tags = (_parts(cells[name], place, name) for name in names)
         if len(words) != len(tags):
             raise ValueError(f"{place}: {len(words)} words in {names[0]!r} and {len(tags)} tags in {names[1]!r}")
         if words:
-            yield Block(words, tags, [f"{place}, word {number}" for number in range(1, len(words) + 1)])
+            yield Block(words, tags, place, [])
 
 
-def _parts(value: Any, what: str) -> list[str]:
+def _parts(value: Any, place: str, name: str) -> list[str]:
     if isinstance(value, list):
-        return [decoding.a_text(item, f"{what}[{number}]") for number, item in enumerate(value)]
-    return decoding.a_text(value, what).split()
+        return [decoding.a_text(item, place, ": ", name, "[", number, "]") for number, item in enumerate(value)]
+    return decoding.a_text(value, place, ": ", name).split()

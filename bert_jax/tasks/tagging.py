@@ -143,19 +143,17 @@ class Tag(Task):
           ValueError: that says where a tag stands that is none, as it stands there.
         """
         if self.scheme == "iob2":
-            for tag, place in zip(block.tags, block.places, strict=True):
+            for number, tag in enumerate(block.tags):
                 try:
                     scores.check_tag(tag)
                 except ValueError as error:
-                    raise ValueError(f"{place}: {error}") from None
+                    raise ValueError(f"{block.where(number)}: {error}") from None
         tags = scores.as_iob2(block.tags) if self.scheme == "iob2" else block.tags
-        for place, word, written, tag in zip(block.places, block.words, block.tags, tags, strict=True):
+        for number, (word, written, tag) in enumerate(zip(block.words, block.tags, tags, strict=True)):
             if tag not in self.labels:
                 read = "" if tag == written else f", in IOB2 {tag!r},"
-                names = ", ".join(self.labels)
-                raise ValueError(
-                    f"{place}: tag {written!r} of {word!r}{read} is none of {names}; name all in task.labels"
-                )
+                said = f"tag {written!r} of {word!r}{read} is none of {', '.join(self.labels)}"
+                raise ValueError(f"{block.where(number)}: {said}; name all in task.labels")
         return tags
 
     def spec(self, batch_size: int, length: int, encoder: config.Encoder) -> dict[str, jax.ShapeDtypeStruct]:

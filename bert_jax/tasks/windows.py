@@ -196,8 +196,10 @@ class Windows:
         number, start, stop = self.table[window, :3].tolist()
         first, context = len(self._asked[number]) + 2, self.questions[number].context
         siblings = self.table[self._first[number] : self._first[number + 1], 1:3]
-        near = np.flatnonzero((siblings[:, 0] < stop) & (siblings[:, 1] > start))  # those that share a token with it
-        best = near[most_context(siblings[near] - start)][: stop - start] == window - self._first[number]
+        own = window - self._first[number]
+        near = (siblings[:, 0] < stop) & (siblings[:, 1] > start)  # those that share a token with it
+        near[own] = True  # of an empty context, too
+        best = np.flatnonzero(near)[most_context(siblings[near] - start)][: stop - start] == own
         return Shape(first, first + stop - start + 1, self._read[context][1][start:stop], best, context)
 
 
