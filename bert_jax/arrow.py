@@ -57,7 +57,7 @@ def paths(path: str) -> list[pathlib.Path]:
         raise ValueError(f"{path} holds several splits: name one, {' or '.join(splits)}")
     shards = sorted(file for suffix in SUFFIXES for file in folder.rglob(f"*{suffix}") if not is_record(file))
     require(bool(shards), f"{path}: a folder without parquet or Arrow files; name the file itself")
-    splits = list(dict.fromkeys(re.sub(r"(-?\d+-of-\d+|\d+)(?=\.\w+$)", "*", str(file)) for file in shards))
+    splits = list(dict.fromkeys(re.sub(r"(\d+-of-\d+|\d+)(?=\.\w+$)", "*", str(file)) for file in shards))
     require(len(splits) == 1, f"{path} holds several splits: name one, {' or '.join(splits)}")
     return shards
 

@@ -22,6 +22,9 @@ VECTORS = (*POOLINGS, "tokens")  # of a text, or of each of its tokens: see `emb
 Line = tuple[int, "str | ValueError"]  # its number, and what stands there, or why it cannot be read
 
 
+_LINE_ENDS = {ord(char): f"\\u{ord(char):04x}" for char in "\x85\u2028\u2029"}  # to some readers of JSON lines
+
+
 class UnansweredError(ValueError):
     """Some lines have no answer. Those of the others were given before."""
 
@@ -175,7 +178,7 @@ class _Rows:
         failed = [found for found in self._found if isinstance(found, ValueError)]
         for number, found in zip(self.numbers, self._found, strict=True):
             row = {"line": number, "error": str(found)} if isinstance(found, ValueError) else found
-            yield json.dumps(row, ensure_ascii=False)
+            yield json.dumps(row, ensure_ascii=False).translate(_LINE_ENDS)
         if failed:
             raise UnansweredError(str(failed[0]) + (f" (and {len(failed) - 1} more lines)" if len(failed) > 1 else ""))
 

@@ -5,6 +5,7 @@ scripts print some of them times 100. What a degenerate prediction leaves undefi
 from __future__ import annotations
 
 import collections
+import functools
 import re
 import string
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -232,6 +233,7 @@ def as_iob2(tags: Sequence[str]) -> list[str]:
     return result
 
 
+@functools.cache
 def check_tag(tag: str) -> None:
     """Raises `ValueError` at a tag that marks no chunk in a scheme that `chunks` reads, and is not O."""
     mark, dash, kind = tag.partition("-")

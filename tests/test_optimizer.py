@@ -104,7 +104,7 @@ def test_the_weights_of_a_mix_of_layers_do_not_decay() -> None:
     shapes = jax.eval_shape(FeatureTagging(Encoder(layers=2, hidden=8, heads=2), 3, summed=True).init, *MIXED)["params"]
     decaying = {path for path in flat(shapes) if decays(tuple(map(jax.tree_util.DictKey, path.split("/"))))}
     assert "mix/weights" in flat(shapes)
-    assert decaying == {"tagger/kernel"}
+    assert decaying == {"tagger/dense/kernel"}
 
 
 MIXED = jax.random.key(0), {"features": jnp.zeros((1, 4, 2, 8)), "predicted": jnp.ones((1, 4), bool)}

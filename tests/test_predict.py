@@ -101,6 +101,7 @@ def check_embeddings(model: Model) -> None:
 
 
 def check_a_bad_line_is_named_and_the_others_are_answered(ask: Callable[..., Iterator[str]]) -> None:
+    assert len(next(ask([(1, "a\u2028b\x85c")])).splitlines()) == 1
     found = ask([(1, "a b"), (2, ""), (3, "c"), (4, ValueError("line 4: not UTF-8")), (5, '{"text": "a", "pair": 3}')])
     first, second, third, fourth, fifth = (json.loads(next(found)) for _ in range(5))
     assert (first["text"], third["text"]) == ("a b", "c")

@@ -42,14 +42,18 @@ def in_columns(path: str, word: int, label: int) -> Iterator[Block | None]:
     """
     content = tables.read_text(path).split("\n")
     name = tables.plain(path).lower()
-    rows = [line for line in content if line.strip() and not (_DOCUMENT.match(line) or _HASH.match(line))]
+    rows = [
+        line for line in content if not (line.startswith(("#", "-")) and (_DOCUMENT.match(line) or _HASH.match(line)))
+    ]
+    rows = [line for line in rows if line and not line.isspace()]
     tabs = bool(rows) and all("\t" in line for line in rows)
     conllu = name.endswith((".conllu", ".conllup")) or (tabs and all(map(_CONLLU.fullmatch, rows)))
     columns = max(word, label)
     block = Block([], [], path, [])
     for number, line in enumerate([*content, ""], start=1):
-        document = _DOCUMENT.match(line)
-        if not line.strip() or document:
+        marked = line.startswith(("#", "-"))
+        document = marked and _DOCUMENT.match(line)
+        if not line or line.isspace() or document:
             if block.words:
                 yield block
             block = Block([], [], path, [])
@@ -57,8 +61,8 @@ def in_columns(path: str, word: int, label: int) -> Iterator[Block | None]:
                 yield None
             continue
         cells = line.split("\t") if tabs else line.split()
-        hash_line = _HASH.match(line) and (conllu or len(cells) < columns)
-        if hash_line or _COMMENT.match(line) or (conllu and _NOT_A_WORD.fullmatch(cells[0])):
+        hash_line = marked and _HASH.match(line) and (conllu or len(cells) < columns)
+        if hash_line or (marked and _COMMENT.match(line)) or (conllu and _NOT_A_WORD.fullmatch(cells[0])):
             continue
         if len(cells) < columns:
             between = "tabs" if tabs else "white space"
