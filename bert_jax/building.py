@@ -30,6 +30,7 @@ from bert_jax.tokenizer import Tokenizer
 
 COMMIT_SECONDS = 10.0  # of work, which is what a kill may cost
 NOTHING = dict.fromkeys(corpus.COUNTS, 0)
+_BEFORE = {"sentences": "split"}  # of corpora that do not say: what there was when they were built
 
 
 def build(
@@ -40,8 +41,11 @@ def build(
     workers: int | None = None,
     errors: text.Errors = "strict",
     field: str = "text",
+    sentences: text.Sentences = "split",
 ) -> Corpus:
-    """Tokenises `sources` (see `text.documents`) into `directory`. Run again after a stop, it goes on where it was.
+    """Tokenises `sources` into `directory`; sources and options as `text.documents` has them.
+
+    Run again after a stop, it goes on where it was.
 
     The bytes written depend neither on the number of `workers` (processes; default: one for each core) nor on stops.
     The calling script needs an `if __name__ == "__main__"`, unless there is one worker, which is the caller itself.
@@ -59,7 +63,7 @@ def build(
     require(workers is None or workers >= 1, f"workers must be 1 or more, not {workers}")
     directory = pathlib.Path(directory)
     files.require_folder(directory, "the corpus")
-    documents = text.documents(sources, errors=errors, field=field)
+    documents = text.documents(sources, errors=errors, field=field, sentences=sentences)
     for source in sources:
         inside = pathlib.Path(source).is_dir() and directory.resolve().is_relative_to(pathlib.Path(source).resolve())
         require(not inside, f"the output {directory} lies inside the input {source}: choose another directory")
@@ -71,6 +75,7 @@ def build(
         "errors": errors,
         "field": field,
         "dtype": dtype.name,
+        "sentences": sentences,
     }
     with files.room(directory, "make room and run the same command again"):
         directory.mkdir(parents=True, exist_ok=True)
@@ -105,7 +110,8 @@ class _Encoded(NamedTuple):
 
 def _encode(vocabulary: Tokenizer, dtype: np.dtype, document: Document) -> _Encoded:
     paragraphs = text.paragraphs(document)
-    sentences = [ids for sentence in text.split(paragraphs) if (ids := vocabulary.encode(sentence))]
+    texts = text.split(paragraphs, lines=document.kind == "lines")
+    sentences = [ids for sentence in texts if (ids := vocabulary.encode(sentence))]
     lengths = np.fromiter(map(len, sentences), np.int64, len(sentences))
     tokens = np.fromiter(itertools.chain.from_iterable(sentences), dtype, int(lengths.sum()))
     return _Encoded(tokens, lengths, len("\n".join(paragraphs).encode(errors="replace")))
@@ -263,7 +269,7 @@ def _begin(directory: pathlib.Path, identity: dict[str, Any]) -> _State | None:
         state = _State(NOTHING, "", {})
         files.write_json(directory / corpus.PROGRESS, {**identity, **state._asdict()})
         return state
-    differ = differences({key: found.get(key) for key in identity}, identity)
+    differ = differences({key: found.get(key, _BEFORE.get(key)) for key in identity}, identity)
     require(
         not differ,
         f"{directory} holds another {'' if complete else 'half-built '}corpus; it differs (there, and asked for) in\n"

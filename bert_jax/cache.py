@@ -35,7 +35,7 @@ def digest(*parts: str | bytes | np.ndarray) -> str:
     found = hashlib.sha256()
     for part in parts:
         kind = f"{part.dtype.str} {part.shape}" if isinstance(part, np.ndarray) else type(part).__name__
-        data = part.encode() if isinstance(part, str) else part
+        data = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part
         array = np.frombuffer(data, np.uint8) if isinstance(data, bytes) else np.ascontiguousarray(data)
         found.update(f"{kind} {array.nbytes}:".encode())  # so that ("a", "bc") is not ("ab", "c")
         found.update(array.reshape(-1).view(np.uint8).data)

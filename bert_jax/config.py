@@ -5,6 +5,7 @@ Every default is what the reference implementation does; a field whose default d
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import dataclasses
 import difflib
@@ -484,7 +485,7 @@ def parse(value: Any, kind: Any, name: str) -> Any:
         return parse(value, next(a for a in args if a is not type(None)), name)
     if origin is tuple:
         if isinstance(value, str):
-            value = tuple(part.strip().strip("'\"") for part in value.strip("()[] ").split(",") if part.strip())
+            value = _items(value, name)
         fixed = args[1:] != (Ellipsis,)
         if not isinstance(value, (tuple, list)) or (fixed and len(args) != len(value)):
             raise ValueError(f"{name} must be {_spell(kind)}, not {_short(value)}")
@@ -497,6 +498,22 @@ def parse(value: Any, kind: Any, name: str) -> Any:
             raise ValueError(f"{name} must be {_spell(kind)}, not {_short(value)}") from None
     check(value, kind, name)
     return float(value) if kind is float else value
+
+
+def _items(text: str, name: str) -> tuple[Any, ...]:
+    """The items of a tuple as a flag gives it: parted by commas, or as a list of JSON or Python with each in quotes,
+    which may hold commas and quotes themselves."""
+    if "'" in text or '"' in text:
+        with contextlib.suppress(ValueError, SyntaxError):
+            found = ast.literal_eval(text if text.lstrip().startswith(("(", "[")) else f"({text},)")
+            if isinstance(found, (tuple, list)):
+                return tuple(found)
+    parts = [part.strip() for part in text.strip("()[] ").split(",") if part.strip()]
+    require(
+        all(part.strip("'\"") for part in parts),
+        f'{name}: an item of quotes or commas needs quotes of its own, as in \'[",", "``"]\', not {_short(text)}',
+    )
+    return tuple(part.strip("'\"") for part in parts)
 
 
 _SPELLINGS: dict[type, Callable[[str], Any]] = {

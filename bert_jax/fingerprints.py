@@ -13,7 +13,7 @@ from typing import Any
 
 from etils import epath
 
-from bert_jax import cache, checkpoint, config, corpus, experiment, pretrained, tables, text, tokenizer
+from bert_jax import arrow, cache, checkpoint, config, corpus, decoding, experiment, pretrained, tables, text, tokenizer
 from bert_jax.experiment import Experiment
 
 # The files of published weights: of several kinds that lie in one directory, the first is read.
@@ -58,6 +58,8 @@ def _file(name: str, data_dir: str) -> str:
     path = tables.path_of(name, data_dir)
     if path.startswith("tfds:"):
         return _tfds(path)
+    if arrow.is_source(path):
+        return cache.digest(*(f"{part.name}:{_content(str(part))}" for part in arrow.paths(path)))
     return f"{os.path.basename(tables.plain(name))}:{_content(path)}"
 
 
@@ -110,6 +112,6 @@ def _content(path: str) -> str:
 @functools.cache
 def _hashed(path: str, size: int, changed: Any) -> str:
     if tables.plain(path) != path:
-        return hashlib.sha256(text.decompressed(pathlib.Path(path))).hexdigest()[:32]
+        return hashlib.sha256(decoding.decompressed(pathlib.Path(path))).hexdigest()[:32]
     with epath.Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:32]

@@ -32,7 +32,8 @@ def corrupt(
     An example's masks depend on `key` and its `id` alone, not on its place in the batch; with `masking.dynamic` also on
     its `visit`. `min(M, max(1, round(rate * n)))` positions are predicted, n counting [CLS] and [SEP], which are never
     chosen themselves (reference behaviour). Whole words are visited in random order, and one that would overflow the
-    count is skipped.
+    count is skipped. A word begins anew after [CLS] and [SEP]: where a segment B was cut within a word, its first
+    pieces are a word by themselves, which the reference glues to the last word of A.
 
     Args:
       key: the same throughout a run.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
@@ -311,6 +312,7 @@ class Model:
 
     def tag(self, texts: str | Sequence[str | Sequence[str]], batch_size: int = 32) -> list[Tagged]:
         """The tags of each text's words. A text may be given as its words: training data has its own idea of them.
+        Each of these has its tag, whatever is in it.
 
         A text above the length of the task's last phase is read in as many windows as it needs.
 
@@ -322,13 +324,11 @@ class Model:
         assert isinstance(task, Tag)
         given = [texts] if isinstance(texts, str) else list(texts)
         whole = [one if isinstance(one, str) else " ".join(one) for one in given]
-        spans = [
-            list(_WORD.finditer(one)) if isinstance(one, str) else list(re.finditer(r"[^ ]+", text))
-            for one, text in zip(given, whole, strict=True)
-        ]
+        spans = [_spans(one) for one in given]
         require(bool(spans) and all(spans), "a text has no words")
         documents = [
-            [Sentence(words, (task.labels[0],) * len(words))] for words in (tuple(w[0] for w in s) for s in spans)
+            [Sentence(tuple(text[low:high] for low, high in places), (task.labels[0],) * len(places))]
+            for text, places in zip(whole, spans, strict=True)
         ]
         longest = max(sum(len(self.tokenizer.encode(word)) or 1 for word in one[0].words) + 2 for one in documents)
         length = self._window(longest)
@@ -337,8 +337,8 @@ class Model:
         source: Sentences | Words = sentences if frozen is None else task.words(sentences, frozen)
         found = []
         for text, words, tags in zip(whole, spans, source.tags(self._kept(source, batch_size)["tags"]), strict=True):
-            tagged = [Word(word[0], *word.span(), tag) for word, tag in zip(words, tags, strict=True)]
-            places = [(c.kind, words[c.start].start(), words[c.stop - 1].end()) for c in scores.chunks(tags) if c.kind]
+            tagged = [Word(text[low:high], low, high, tag) for (low, high), tag in zip(words, tags, strict=True)]
+            places = [(c.kind, words[c.start][0], words[c.stop - 1][1]) for c in scores.chunks(tags) if c.kind]
             found.append(Tagged(tagged, [Entity(text[low:high], kind, low, high) for kind, low, high in places]))
         return found
 
@@ -497,6 +497,14 @@ def load(directory: str) -> Model:
 
 # Words within a text: letters and digits, joined by a mark between two of them, or any other character by itself.
 _WORD = re.compile(r"[^\W_]+(?:[-.,'’&/][^\W_]+)*|\S")
+
+
+def _spans(text: str | Sequence[str]) -> list[tuple[int, int]]:
+    """The words [start, stop) of a text, or those given, in the text that they make with a space between them."""
+    if isinstance(text, str):
+        return [word.span() for word in _WORD.finditer(text)]
+    ends = [end - 1 for end in itertools.accumulate(len(word) + 1 for word in text)]
+    return [(end - len(word), end) for word, end in zip(text, ends, strict=True)]
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:

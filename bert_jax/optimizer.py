@@ -56,8 +56,12 @@ def clip_scale(gradients: Tree, norm: float) -> Float[Array, ""]:
 
 
 def decays(path: tuple[Any, ...]) -> bool:
-    """Whether weight decay applies to the parameter at `path`: not to biases, and not to LayerNorm's scales."""
-    return path[-1].key not in ("bias", "scale")
+    """Whether weight decay applies to the parameter at `path`: not to biases, LayerNorm's scales, or a mix of layers.
+
+    The weights of a mix are logits of shares: decayed, they would be drawn to equal shares.
+    """
+    names = [entry.key for entry in path]
+    return names[-1] not in ("bias", "scale") and "mix" not in names
 
 
 def make(optimizer: config.Optimizer, total_steps: int, learning_rate: Any = None) -> optax.GradientTransformation:

@@ -61,6 +61,7 @@ def read(
     workers: int | None = None,
     errors: text.Errors = "strict",
     field: str = "text",
+    sentences: text.Sentences = "split",
 ) -> Iterator[int]:
     """Fills `folder` (see `opened`) with the parts of the sources; `contents` then gives them.
 
@@ -68,7 +69,7 @@ def read(
     is not used.
 
     Args:
-      sources: see `text.documents`; `errors` and `field` likewise.
+      sources: see `text.documents`; `errors`, `field` and `sentences` likewise.
       reduce: of the sentences of a part, JSON.
       what: a name for `reduce`: what is kept of another is not taken for its own.
       most: characters; the sentences that exceed them in all are left out.
@@ -81,8 +82,10 @@ def read(
       ValueError, OSError: as `text.documents`, and where the input has changed since a stop or the disk is full.
     """
     folder = pathlib.Path(folder)
-    documents = text.documents(sources, errors=errors, field=field)
+    documents = text.documents(sources, errors=errors, field=field, sentences=sentences)
     settings = {"format": FORMAT, "what": what, "most": most, "errors": errors, "field": field, "part": PART}
+    if sentences != "split":  # so that what an earlier version has read is still known
+        settings["sentences"] = sentences
     identity = {**settings, "sources": text.identity(sources)}
     parts = _kept(folder, identity)
     if parts:
@@ -94,10 +97,10 @@ def read(
     before = parts[-1] if parts else Part(0, "", 0, 0, False)
     split = parallel.parallel_map(text.sentences, documents, workers or len(os.sched_getaffinity(0)))
     with contextlib.closing(split):  # type: ignore[type-var]
-        for part, sentences in _cut(split, before, most):
+        for part, texts in _cut(split, before, most):
             file = _file(folder, len(parts))
             with files.room(folder, "the parts that are complete are kept: make room and run the same command again"):
-                files.write_json(file, {"sample": sentences[::SAMPLE], "content": reduce(sentences)})
+                files.write_json(file, {"sample": texts[::SAMPLE], "content": reduce(texts)})
                 parts.append(part._replace(checksum=files.checksum(file)))
                 files.write_json(folder / _RECORD, {**identity, "parts": parts})
             yield part.characters

@@ -5,6 +5,7 @@ scripts print some of them times 100. What a degenerate prediction leaves undefi
 from __future__ import annotations
 
 import collections
+import functools
 import re
 import string
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -49,9 +50,24 @@ def spearman(predicted: np.ndarray, expected: np.ndarray) -> float:
     return pearson(_ranks(predicted), _ranks(expected))
 
 
+def macro_f1(predicted: np.ndarray, expected: np.ndarray) -> float:
+    """The mean of the F1 of each class that is predicted or expected anywhere."""
+    classes = np.union1d(predicted, expected)
+    return float(np.mean([f1(predicted == one, expected == one) for one in classes]))
+
+
 def constant(predicted: np.ndarray) -> float:
     """1 where all predictions are the same, the mark of a fine-tuning that has collapsed; else 0."""
     return float(np.all(predicted == predicted[:1]))
+
+
+def collapsed(predicted: np.ndarray, expected: np.ndarray) -> float:
+    """1 where predicted values are one value but for noise: they spread less than a hundredth of the expected; else 0.
+
+    The spread is the standard deviation.
+    """
+    spread = float(np.std(predicted.astype(np.float64)))
+    return float(spread < 0.01 * float(np.std(expected.astype(np.float64))) or bool(constant(predicted)))
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:
@@ -63,7 +79,12 @@ def _ratio(a: Any, b: Any) -> float:
     return float(a / b) if b else 0.0
 
 
-CLASSES: Mapping[str, Callable[[np.ndarray, np.ndarray], float]] = {"accuracy": accuracy, "f1": f1, "mcc": matthews}
+CLASSES: Mapping[str, Callable[[np.ndarray, np.ndarray], float]] = {
+    "accuracy": accuracy,
+    "f1": f1,
+    "macro_f1": macro_f1,
+    "mcc": matthews,
+}
 VALUES: Mapping[str, Callable[[np.ndarray, np.ndarray], float]] = {"pearson": pearson, "spearman": spearman}
 
 
@@ -163,6 +184,10 @@ def _best_threshold(
 
 # Of tags: named entities (paper, section 5.3).
 
+# The marks of tags, as those of IOBES: B- begins, I- goes on, E- ends, S- stands alone. BILOU has L- and U-, BMEWO and
+# BMES M-, E- and W- or S-.
+_MARKS = {"B": "B", "I": "I", "E": "E", "S": "S", "L": "E", "U": "S", "M": "I", "W": "S"}
+
 
 class Chunk(NamedTuple):
     """Words [start, stop) of one kind."""
@@ -173,15 +198,17 @@ class Chunk(NamedTuple):
 
 
 def chunks(tags: Sequence[str]) -> list[Chunk]:
-    """The chunks that the tags of a sentence mark, by conlleval's rules, which read IOB1, IOB2 and IOBES alike.
+    """The chunks that the tags of a sentence mark: IOB1, IOB2, IOBES, BILOU, BMEWO and BMES alike.
 
-    A chunk starts at B- and S-, where the kind changes, and after O, E- or S-; it ends before such a place
-    and before O.
+    A chunk starts at B- and S-, where the kind changes, and after O, E- or S-; it ends before such a place and before
+    O. Of IOB1 and IOB2 these are conlleval's rules; of IOBES they are seqeval's: the Perl script does not know S- and
+    takes two of a kind in a row for one, nor does it end a chunk between E- and B-. Other marks count as I-.
     """
     found: list[Chunk] = []
     start, before = 0, ("O", "")
     for place, tag in enumerate([*tags, "O"]):
         mark, _, kind = tag.partition("-")
+        mark = _MARKS.get(mark, mark)
         new = kind != before[1] or mark in ("B", "S", "O") or before[0] in ("E", "S", "O")
         if new and before[0] != "O":
             found.append(Chunk(before[1], start, place))
@@ -192,15 +219,35 @@ def chunks(tags: Sequence[str]) -> list[Chunk]:
 
 
 def as_iob2(tags: Sequence[str]) -> list[str]:
-    """The same chunks, each begun with B-."""
+    """The same chunks, each begun with B-; "B" and "I" where the tags name no kind.
+
+    Raises:
+      ValueError: at a tag that is not O or a mark that is known, with or without a kind.
+    """
+    for tag in tags:
+        check_tag(tag)
     result = ["O"] * len(tags)
     for kind, start, stop in chunks(tags):
-        result[start:stop] = [f"B-{kind}"] + [f"I-{kind}"] * (stop - start - 1)
+        ending = f"-{kind}" if kind else ""
+        result[start:stop] = [f"B{ending}"] + [f"I{ending}"] * (stop - start - 1)
     return result
+
+
+@functools.cache
+def check_tag(tag: str) -> None:
+    """Raises `ValueError` at a tag that marks no chunk in a scheme that `chunks` reads, and is not O."""
+    mark, dash, kind = tag.partition("-")
+    if tag != "O" and (mark not in _MARKS or bool(dash) != bool(kind)):
+        raise ValueError(
+            f"the tag {tag!r} is neither O nor a mark ({', '.join(_MARKS)}) and a kind, as B-PER; tags that mark no "
+            "chunks need task.scheme='as is'"
+        )
 
 
 def conlleval(predicted: Sequence[Sequence[str]], expected: Sequence[Sequence[str]]) -> dict[str, float]:
     """`precision`, `recall` and `f1` of chunks (kind, start and end all right) and `accuracy` of tags, by sentence.
+
+    What a chunk is, `chunks` says.
 
     Raises:
       ValueError: where a sentence has more or fewer tags than it should.

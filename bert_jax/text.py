@@ -1,4 +1,4 @@
-"""Documents and sentences: from text files, JSON lines, TFDS data sets and the Python documentation of this machine.
+"""Documents and sentences: of text files, JSON lines, parquet, TFDS sets and the Python documentation of this machine.
 
 `documents` reads, in a fixed order and bounded memory; `sentences` does the work. Nothing here imports JAX, so a
 process that does it starts quickly.
@@ -6,27 +6,24 @@ process that does it starts quickly.
 
 from __future__ import annotations
 
-import bz2
 import dataclasses
 import glob
-import gzip
 import hashlib
 import io
 import itertools
-import json
-import lzma
 import os
 import pathlib
 import re
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import sentencex
-import zstandard
 
-from bert_jax import docstrings
+from bert_jax import arrow, decoding, docstrings
 from bert_jax.config import nearest, require
+
+Errors = Literal["strict", "replace"]
+Sentences = Literal["split", "lines"]
 
 LONGEST = 1 << 20  # characters; a longer document is cut into several, at the end of a line where there is one
 
@@ -37,23 +34,29 @@ class Document:
 
     name: str  # where it comes from: "wiki.txt.xz:17" (the line it starts at), "numpy.linalg"
     text: str  # a paragraph a line, or for kind "python" the source code of a module
-    kind: Literal["text", "python"] = "text"
+    kind: Literal["text", "lines", "python"] = "text"  # "lines": each line is a sentence, and is not split
 
 
-def documents(sources: Sequence[str], *, errors: str = "strict", field: str = "text") -> Iterator[Document]:
+def documents(
+    sources: Sequence[str], *, errors: str = "strict", field: str = "text", sentences: str = "split"
+) -> Iterator[Document]:
     """The documents of all sources, one after the other; the same sources give the same documents.
 
     A source is one of:
       a file       `.txt` (a paragraph a line, a blank line between documents) or `.jsonl`/`.json` (an object a line,
-                   the document in its `field`), plain or compressed with `.gz`, `.xz`, `.bz2` or `.zst`
-      a directory  every such file under it, in the order of their paths; or a pattern like "data/*.txt.xz"
+                   the document in its `field`; or one array of such objects), plain or compressed with `.gz`, `.xz`,
+                   `.bz2` or `.zst`; or `.parquet` or `.arrow`, the document in the column `field`
+      a directory  every such file under it, in the order of their paths, as Hugging Face's `datasets` saves them, too;
+                   or a pattern like "data/*.txt.xz"
       tfds:NAME    a prepared TFDS data set, or its directory, the document in the feature `field`: "tfds:wiki40b/en",
                    "tfds:/data/my_set/1.0.0", with a split other than train at the end: "tfds:wiki40b/en:validation"
       python-docs  the English documentation in this Python and its packages, a module a document, found without
                    importing them; "python-docs:stdlib,numpy" takes only those top-level packages
 
     A document above `LONGEST` characters comes in pieces of one name, so a huge file without a blank line or a line end
-    is no harm. `errors` is for bytes that are not UTF-8: "replace" reads each as U+FFFD, which WordPiece drops.
+    is no harm. `errors` is for bytes that are not UTF-8: "replace" reads each as U+FFFD, which WordPiece drops. A byte
+    order mark says UTF-16. `sentences` "lines" takes each line as a sentence, as the reference's input has them, where
+    "split" finds the sentences of a paragraph.
 
     Raises:
       FileNotFoundError, ValueError: at the call where a source does not exist or is of no known kind; while reading
@@ -61,12 +64,18 @@ def documents(sources: Sequence[str], *, errors: str = "strict", field: str = "t
     """
     require(not isinstance(sources, str), f"sources must be a list, not the string {sources!r}")
     require(errors in ("strict", "replace"), f"errors must be strict or replace, not {errors!r}")
+    require(sentences in ("split", "lines"), f"sentences must be split or lines, not {sentences!r}")
     require(
         len(sources) > 0 and all(sources),
         "no sources, or an empty one (a comma too many?): name a file, a directory, tfds:NAME or python-docs",
     )
     require(field != "", "field must name the field of JSON lines and TFDS sets that holds the text")
-    return itertools.chain.from_iterable([_never_empty(source, _read(source, errors, field)) for source in sources])
+    found = itertools.chain.from_iterable([_never_empty(source, _read(source, errors, field)) for source in sources])
+    return map(_in_lines, found) if sentences == "lines" else found
+
+
+def _in_lines(document: Document) -> Document:
+    return document if document.kind == "python" else dataclasses.replace(document, kind="lines")
 
 
 def sentences(document: Document) -> list[str]:
@@ -75,7 +84,7 @@ def sentences(document: Document) -> list[str]:
     `sentencex` splits, with its rules for English: in the 17 languages of FLORES, joined to one line each, 78 to 89% of
     the sentences come back whole (Thai, which does not mark their ends, has none). A quotation stays in its sentence.
     """
-    return split(paragraphs(document))
+    return split(paragraphs(document), lines=document.kind == "lines")
 
 
 def paragraphs(document: Document) -> list[str]:
@@ -83,10 +92,10 @@ def paragraphs(document: Document) -> list[str]:
     return docstrings.prose(document.text) if document.kind == "python" else document.text.split("\n")
 
 
-def split(paragraphs: Iterable[str]) -> list[str]:
-    """The sentences of paragraphs, as `sentences` gives those of a document."""
-    found = itertools.chain.from_iterable(map(_split, paragraphs))
-    return [sentence.strip() for sentence in found if not sentence.isspace()]
+def split(paragraphs: Iterable[str], *, lines: bool = False) -> list[str]:
+    """The sentences of paragraphs, as `sentences` gives those of a document; with `lines` each is one."""
+    found = paragraphs if lines else itertools.chain.from_iterable(map(_split, paragraphs))
+    return [stripped for sentence in found if (stripped := sentence.strip())]
 
 
 _OPENING = re.compile(r"""(?<![^\s(\[])"(?=\S)""")
@@ -108,12 +117,27 @@ def _split(paragraph: str) -> Iterator[str]:
             yield from _cut(sentence, bare)
 
 
+# The library's time grows with the square of a paragraph's length. One above `_WINDOW` characters is read in windows;
+# a sentence counts if it ends `_MARGIN` before a window's end, so that the library saw what a quotation needs to close.
+_WINDOW, _MARGIN = 1 << 14, 1 << 13
+
+
 def _cut(text: str, twin: str) -> Iterator[str]:
     """`text`, cut where the library cuts `twin`, which is as long."""
-    start = 0
-    for sentence in sentencex.segment("en", twin):
-        yield text[start : start + len(sentence)]
-        start += len(sentence)
+    start = at = 0  # of the sentence, and of the window
+    while at < len(twin):
+        last = at + _WINDOW >= len(twin)
+        limit = len(twin) if last else at + _WINDOW - _MARGIN
+        end = at
+        for sentence in sentencex.segment("en", twin[at : at + _WINDOW]):
+            if end + len(sentence) > limit:
+                break
+            end += len(sentence)
+            yield text[start:end]
+            start = end
+        at = end if end > at else limit  # where no sentence ended, it goes on in the next window
+    if start < len(text):
+        yield text[start:]
 
 
 def identity(sources: Sequence[str]) -> list[dict[str, Any]]:
@@ -178,7 +202,7 @@ def _read(source: str, errors: str, field: str) -> Iterator[Document]:
         return _python_docs(source)
     path = pathlib.Path(source)
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.is_file() and _kind(file))
+        files = list(_below(path))
         require(bool(files), f"{source}: no text in this directory; {_KNOWN}")
     elif path.exists():
         files = [path]
@@ -194,89 +218,55 @@ def _read(source: str, errors: str, field: str) -> Iterator[Document]:
 # --- files
 
 
-class _Zstd(io.RawIOBase):
-    """The contents of a .zst file, all its frames. The library's own reader ends silently where a file is cut short."""
-
-    def __init__(self, path: pathlib.Path):
-        self._chunks, self._held = self._decompressed(path), b""
-
-    @staticmethod
-    def _decompressed(path: pathlib.Path) -> Iterator[bytes]:
-        frame = None
-        with path.open("rb") as file:
-            while data := file.read(1 << 17):
-                while data:
-                    frame = frame or zstandard.ZstdDecompressor().decompressobj()
-                    yield frame.decompress(data)
-                    data, frame = (frame.unused_data, None) if frame.eof else (b"", frame)
-        if frame:
-            raise EOFError("the file ended within a frame")
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while not self._held:
-            chunk = next(self._chunks, None)
-            if chunk is None:
-                return 0
-            self._held = chunk
-        count = min(len(buffer), len(self._held))
-        buffer[:count], self._held = self._held[:count], self._held[count:]
-        return count
-
-
-_OPEN: dict[str, Callable[[pathlib.Path], Any]] = {
-    "": lambda path: path.open("rb"),
-    ".gz": gzip.open,
-    ".xz": lzma.open,
-    ".bz2": bz2.open,
-    ".zst": lambda path: io.BufferedReader(_Zstd(path), 1 << 17),
-}
-_DAMAGED = (EOFError, OSError, lzma.LZMAError, zlib.error, zstandard.ZstdError)
-_KNOWN = "known are .txt, .jsonl and .json, plain or with .gz, .xz, .bz2 or .zst after it"
+_KNOWN = "known are .txt, .jsonl and .json, plain or with .gz, .xz, .bz2 or .zst after it, .parquet and .arrow"
 
 
 def _kind(path: pathlib.Path) -> tuple[str, str] | None:
-    """(".txt" or ".json", compression) by a file's name; None where it is no text that we know."""
-    compression = path.suffix if path.suffix in _OPEN else ""
-    suffix = pathlib.Path(path.name.removesuffix(compression)).suffix.replace(".jsonl", ".json")
-    return (suffix, compression) if suffix in (".txt", ".json") else None
+    """(".txt", ".json" or ".arrow", compression) by a file's name; None where it is not text that we know."""
+    name = path.name.lower()
+    compression = pathlib.Path(name).suffix if pathlib.Path(name).suffix in decoding.OPEN else ""
+    suffix = pathlib.Path(name.removesuffix(compression)).suffix.replace(".jsonl", ".json")
+    if not compression:
+        suffix = suffix.replace(".parquet", ".arrow")
+    return (suffix, compression) if suffix in (".txt", ".json", ".arrow") else None
 
 
-def decompressed(path: pathlib.Path) -> bytes:
-    """A file's content, of an archive (.gz, .xz, .bz2, .zst) what is in it.
-
-    Raises:
-      ValueError: where the archive is damaged.
-    """
-    try:
-        with _OPEN[path.suffix if path.suffix in _OPEN else ""](path) as stream:
-            return stream.read()
-    except _DAMAGED as error:
-        raise _damaged(path, error) from None
-
-
-def _damaged(path: pathlib.Path, error: Exception) -> Exception:
-    """What to raise: an error of the disk, not of the archive, as it is."""
-    if isinstance(error, OSError) and error.errno:
-        return error
-    return ValueError(f"{path}: the archive is damaged or cut short ({error})")
+def _below(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    """The files with text under a folder; of a saved data set those that it names."""
+    for file in sorted(folder.rglob("*")):
+        saved = (file.parent / "state.json").exists()
+        if file.is_file() and _kind(file) and not arrow.is_record(file):
+            yield from [file] if not saved or file in arrow.paths(str(file.parent)) else []
 
 
 def _file(path: pathlib.Path, errors: str, field: str) -> Iterator[Document]:
     kind, compression = _kind(path) or ("", "")
+    if kind == ".arrow":
+        yield from _arrow(path, errors, field)
+        return
     try:
-        with io.TextIOWrapper(_OPEN[compression](path), encoding="utf-8-sig", errors=errors) as stream:
+        with decoding.OPEN[compression](path) as stream:
+            known = _encoding(path, stream)
+        with io.TextIOWrapper(decoding.OPEN[compression](path), encoding=known, errors=errors) as stream:
             yield from _plain(path, stream) if kind == ".txt" else _json_lines(path, stream, errors, field)
     except UnicodeDecodeError:
-        raise ValueError(_bad_byte(path, _OPEN[compression])) from None
-    except _DAMAGED as error:
-        raise _damaged(path, error) from None
+        raise ValueError(_bad_byte(path, decoding.OPEN[compression], known)) from None
+    except decoding.DAMAGED as error:
+        raise decoding.damaged(path, error) from None
 
 
-def _bad_byte(path: pathlib.Path, opener: Callable[[pathlib.Path], Any]) -> str:
-    """Where the first byte is that is not UTF-8, found by reading the file again."""
+def _encoding(path: pathlib.Path, stream: Any) -> str:
+    try:
+        return decoding.encoding(stream.read(4))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _bad_byte(path: pathlib.Path, opener: Callable[[pathlib.Path], Any], encoding: str) -> str:
+    """Where the first byte is that has no meaning, found by reading the file again."""
+    hint = "Convert the file, or read such bytes as U+FFFD with errors=replace"
+    if not encoding.startswith("utf-8"):
+        return f"{path}: not {encoding.upper()}, as its byte order mark says. {hint}"
     offset = 0
     with opener(path) as stream:
         for number, line in enumerate(stream, 1):
@@ -284,7 +274,7 @@ def _bad_byte(path: pathlib.Path, opener: Callable[[pathlib.Path], Any]) -> str:
                 offset += len(line.decode().encode())
             except UnicodeDecodeError as error:
                 where = f"{path}:{number}: byte {offset + error.start} is {line[error.start]:#04x}, which is not UTF-8"
-                return f"{where}. Convert the file, or read such bytes as U+FFFD with errors=replace"
+                return f"{where}. {hint}"
     return f"{path}: not UTF-8"
 
 
@@ -296,27 +286,47 @@ def _plain(path: pathlib.Path, stream: io.TextIOBase) -> Iterator[Document]:
 
 
 def _json_lines(path: pathlib.Path, stream: io.TextIOBase, errors: str, field: str) -> Iterator[Document]:
+    for name, row in _json_values(path, stream, field):
+        if not isinstance(row, dict):
+            raise ValueError(f'{name}: expected a JSON object like {{"{field}": "..."}}, not {decoding.shown(row)}')
+        yield from _of_row(name, row, errors, field)
+
+
+def _json_values(path: pathlib.Path, stream: io.TextIOBase, field: str) -> Iterator[tuple[str, Any]]:
+    """The objects of JSON lines, or those of one array, with their places."""
+    first = True
     for number, line in enumerate(stream, 1):
-        name = f"{path}:{number}"
         if line.isspace():
             continue
+        array, first = first and line.lstrip().startswith("["), False
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(
-                f'{name}: expected a JSON object like {{"{field}": "..."}}: {error.msg} at column {error.colno}'
-            ) from None
-        if not isinstance(row, dict):
-            raise ValueError(f'{name}: expected a JSON object like {{"{field}": "..."}}, not {line[:40]!r}')
-        if field not in row:
-            raise ValueError(f"{name}: no field {field!r}: {nearest(field, row)}")
-        if not isinstance(row[field], str):
-            raise ValueError(f"{name}: the field {field!r} must be a string, not {row[field]!r:.40}")
-        try:
-            text = row[field].encode("utf-8", errors).decode()
-        except UnicodeEncodeError:
-            raise ValueError(f"{name}: half a surrogate pair in the text; errors=replace reads it as ?") from None
-        yield from _whole(name, text)
+            found = decoding.json_value(line + stream.read() if array else line)
+        except ValueError as error:
+            said = f'expected a JSON object like {{"{field}": "..."}}' if not array else "expected an array of objects"
+            raise ValueError(f"{path}:{number}: {said}: {error}") from None
+        if array:
+            yield from ((f"{path}[{place}]", row) for place, row in enumerate(found))
+        else:
+            yield f"{path}:{number}", found
+
+
+def _of_row(name: str, row: dict[str, Any], errors: str, field: str) -> Iterator[Document]:
+    if field not in row:
+        raise ValueError(f"{name}: no field {field!r}: {nearest(field, row)}")
+    text = row[field]
+    if errors == "replace" and isinstance(text, str):
+        text = text.encode("utf-8", "replace").decode()
+    try:
+        text = decoding.a_text(text, "the field ", repr(field))
+    except ValueError as error:
+        hint = "; errors=replace reads it as ?" if isinstance(text, str) else ""
+        raise ValueError(f"{name}: {error}{hint}") from None
+    yield from _whole(name, text)
+
+
+def _arrow(path: pathlib.Path, errors: str, field: str) -> Iterator[Document]:
+    for name, row in arrow.rows(str(path), [field], only=True):
+        yield from _of_row(name, row, errors, field)
 
 
 def _lines(stream: io.TextIOBase) -> Iterator[tuple[int, str]]:
@@ -420,7 +430,8 @@ def _tfds(source: str, field: str) -> Iterator[Document]:
 def _tfds_rows(name: str, rows: Sequence[dict[str, Any]], field: str) -> Iterator[Document]:
     for number in range(len(rows)):
         text = rows[number][field]
-        require(isinstance(text, (bytes, str)), f"{name}: the feature {field!r} is no text but {type(text).__name__}")
+        if not isinstance(text, (bytes, str)):
+            raise ValueError(f"{name}: the feature {field!r} is no text but {type(text).__name__}")
         yield from _whole(f"{name}:{number}", text.decode("utf-8", "replace") if isinstance(text, bytes) else text)
 
 

@@ -20,7 +20,7 @@ import sentencepiece
 import tokenizers
 from sentencepiece import sentencepiece_model_pb2, sentencepiece_pb2
 
-from bert_jax import files, words
+from bert_jax import decoding, files, words
 from bert_jax.config import require
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -266,15 +266,12 @@ def load(path: str | os.PathLike, lower: bool | None = None) -> Tokenizer:
     require(bool(content), f"{file}: the file is empty")
     if lower is None:
         lower = _saved_casing(file.with_name("tokenizer_config.json"))
+    if file.suffix != ".model":
+        pieces = decoding.text(content, file).removesuffix("\n").split("\n")
     try:
         if file.suffix == ".model":
             return SentencePiece(content, lower)
-        pieces = [line.removesuffix("\r") for line in content.decode("utf-8").removesuffix("\n").split("\n")]
         return WordPiece(pieces, not _cased(pieces) if lower is None else lower)
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        message = f"{file}:{line}: byte {error.start} is {content[error.start]:#04x}, which is not UTF-8"
-        raise ValueError(message) from None
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
 

@@ -61,14 +61,19 @@ def _split_bare(code: int) -> str | None:
     return None if unicodedata.category(chr(code)) == "Mn" else _split(code)
 
 
+def _bare(code: int) -> str:
+    """A character in NFD, without accents."""
+    return "".join(char for char in unicodedata.normalize("NFD", chr(code)) if unicodedata.category(char) != "Mn")
+
+
 def _lower(code: int) -> str:
     """Lower case where that is one character, as for all but one."""
     return chr(code).lower() if len(chr(code).lower()) == 1 else chr(code)
 
 
 # Tables for str.translate. There are 1.1 million characters, so they never fill up.
-_CLEAN, _SPLIT, _SPLIT_BARE, LOWER = (
-    Memo(function, limit=1 << 21) for function in (_clean, _split, _split_bare, _lower)
+_CLEAN, _SPLIT, _SPLIT_BARE, _BARE, LOWER = (
+    Memo(function, limit=1 << 21) for function in (_clean, _split, _split_bare, _bare, _lower)
 )
 
 HAN = "".join(f"{chr(low)}-{chr(high)}" for low, high in _CJK)
@@ -86,9 +91,24 @@ def split(text: str, lower: bool) -> list[str]:
     if not lower:
         return text.translate(_SPLIT).split()
     text = text.lower()
-    if not text.isascii():
-        text = unicodedata.normalize("NFD", text)
-    return text.translate(_SPLIT_BARE).split()
+    return (text if text.isascii() else _without_accents(text)).translate(_SPLIT).split()
+
+
+def _without_accents(text: str) -> str:
+    """NFD without its nonspacing marks, in time that grows with the text: NFD's own grows with the square of a letter's
+    marks, which it sorts by their class.
+
+    Of what is left only spacing marks have a class, a few of rare scripts, which nearly always stand in order.
+    """
+    bare = text.translate(_BARE)
+    if unicodedata.is_normalized("NFD", bare):
+        return bare
+    chars = (char for one in text for char in unicodedata.normalize("NFD", one))
+    ordered: list[str] = []
+    for marks, group in itertools.groupby(chars, key=lambda char: unicodedata.combining(char) > 0):
+        run = list(group)
+        ordered += sorted(run, key=unicodedata.combining) if marks else run
+    return "".join(char for char in ordered if unicodedata.category(char) != "Mn")
 
 
 def aligned(text: str, lower: bool) -> Iterator[tuple[str, list[tuple[int, int]]]]:

@@ -6,7 +6,8 @@
     python scripts/build_corpus.py --verify=corpus
 
 An input is a file (a paragraph a line, a blank line between documents; or JSON lines; .gz, .xz, .bz2 and .zst are read
-as they are), a directory, a pattern, tfds:NAME, or python-docs for the documentation in this Python and its packages.
+as they are; or parquet), a directory, a pattern, tfds:NAME, or python-docs for the documentation in this Python and its
+packages. With --sentences=lines a line is a sentence, as in the reference's input.
 All cores work, memory stays bounded. Stopped or killed, the same command goes on where it was; complete, it says so.
 The files have checksums, which whatever opens the corpus holds them against; --verify does only that.
 """
@@ -37,6 +38,9 @@ _ERRORS = flags.DEFINE_enum(
     "errors", "strict", ["strict", "replace"], "At bytes that are not UTF-8: stop, or drop them."
 )
 _FIELD = flags.DEFINE_string("field", "text", "Which field of JSON lines and TFDS sets holds the text.")
+_SENTENCES = flags.DEFINE_enum(
+    "sentences", "split", ["split", "lines"], "Split paragraphs into sentences, or take each line as one."
+)
 _DESCRIBE = flags.DEFINE_string("describe", None, "Only show what the corpus in this directory holds.")
 _VERIFY = flags.DEFINE_string(
     "verify", None, "Only read the corpus in this directory and its example indexes, and say whether they are whole."
@@ -78,6 +82,7 @@ def main(argv: list[str]) -> None:
             errors: text.Errors = "replace" if _ERRORS.value == "replace" else "strict"
             given, output = build
             reading: dict[str, Any] = {"workers": _WORKERS.value, "errors": errors, "field": _FIELD.value}
+            reading["sentences"] = _SENTENCES.value
             found = building.build(list(itertools.chain.from_iterable(given)), vocabulary, output, **reading)
             print(corpus.describe(found))
     except KeyboardInterrupt:

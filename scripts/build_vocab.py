@@ -5,7 +5,8 @@
     python scripts/build_vocab.py --input=data/zh,tfds:wiki40b/zh --output=spm.model --size=21128 --kind=unigram
 
 An input is a file (a paragraph a line, a blank line between documents; or JSON lines; .gz, .xz, .bz2 and .zst are read
-as they are), a directory, a pattern, tfds:NAME, or python-docs for the documentation in this Python and its packages.
+as they are; or parquet), a directory, a pattern, tfds:NAME, or python-docs for the documentation in this Python and its
+packages. With --sentences=lines a line is a sentence, as in the reference's input.
 The same input gives the same vocabulary. tokenizer_config.json, written beside it, holds the casing.
 
 All cores read. Stopped or killed, the same command goes on: what was read is kept in OUTPUT.parts (counts of words, for
@@ -51,6 +52,9 @@ _ERRORS = flags.DEFINE_enum(
     "errors", "strict", ["strict", "replace"], "At bytes that are not UTF-8: stop, or drop them."
 )
 _FIELD = flags.DEFINE_string("field", "text", "Which field of JSON lines and TFDS sets holds the text.")
+_SENTENCES = flags.DEFINE_enum(
+    "sentences", "split", ["split", "lines"], "Split paragraphs into sentences, or take each line as one."
+)
 _MAX_MB = flags.DEFINE_integer("max_mb", 1000, "Read so many millions of characters at most; 0: all.", lower_bound=0)
 _WORKERS = flags.DEFINE_integer(
     "workers", None, "Processes that read; default: one for each core.", lower_bound=1, upper_bound=1024
@@ -72,6 +76,7 @@ def _read(sources: list[str], folder: pathlib.Path) -> None:
             most=_MAX_MB.value * 10**6 or sys.maxsize,
             errors="replace" if _ERRORS.value == "replace" else "strict",
             field=_FIELD.value,
+            sentences="lines" if _SENTENCES.value == "lines" else "split",
         )
         for size in parts:
             bar.update(task, description=f"read {size / 1e6:,.1f} million characters")
@@ -122,7 +127,8 @@ def main(argv: list[str]) -> None:
     if vocabulary.vocab_size < _SIZE.value:
         print(f"the input has no more than these; {_SIZE.value:,} were asked for")
     inputs = ",".join(sources)
-    print(f"next: python scripts/build_corpus.py --input={inputs} --vocab={output} --output=corpus")
+    lines = " --sentences=lines" if _SENTENCES.value == "lines" else ""
+    print(f"next: python scripts/build_corpus.py --input={inputs} --vocab={output} --output=corpus{lines}")
 
 
 if __name__ == "__main__":

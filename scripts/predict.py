@@ -1,5 +1,8 @@
 """Asks a trained model: one JSON line out for each line in, from a file or standard input.
 
+A line that cannot be answered (it is empty, is not UTF-8, lacks a field or has one that is not a text) gets a line with
+its number and an "error"; the others are answered, and the exit status is 1.
+
 A line is a JSON object with the fields that the run's task reads, or the fields with tabs between them:
   pre-training           text, with a [MASK] to fill in
   classification         text, and perhaps pair: the class and its probabilities; of a regression, the score
@@ -49,15 +52,22 @@ def main(argv: list[str]) -> None:
         task = model.experiment.task
         if isinstance(task, experiment.UnknownTask) and not (_EMBEDDINGS.value or "masked_lm" in model.params):
             raise task.lacking()
-        with sys.stdin if _INPUT.value == "-" else open(_INPUT.value, encoding="utf-8") as lines:
-            numbered = enumerate(lines, start=1)
-            while part := list(itertools.islice(numbered, _BATCH_SIZE.value)):
+        failed: list[str] = []
+        with sys.stdin.buffer if _INPUT.value == "-" else open(_INPUT.value, "rb") as stream:
+            lines = predict.numbered(stream)
+            while part := list(itertools.islice(lines, _BATCH_SIZE.value)):
                 if _EMBEDDINGS.value:
                     found = predict.embeddings(model, part, _EMBEDDINGS.value, _LAYER.value)
                 else:
                     found = predict.answers(model, part, _TOP.value, _NULL_THRESHOLD.value)
-                for answer in found:
-                    print(answer, flush=True)
+                try:
+                    for answer in found:
+                        sys.stdout.buffer.write(f"{answer}\n".encode())
+                        sys.stdout.buffer.flush()
+                except predict.UnansweredError as error:
+                    failed.append(str(error))
+        if failed:
+            sys.exit("error: lines without an answer: " + "; ".join(failed[:5]) + ("; ..." if len(failed) > 5 else ""))
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     except (MemoryError, RuntimeError) as error:

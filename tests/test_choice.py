@@ -140,5 +140,6 @@ def test_a_run_from_file_to_choices(tiny: Experiment, tmp_path: pathlib.Path) ->
     assert [json.loads(line)["choice"] for line in predict.answers(model, ask)] == [1, 0]
     found = predict.answers(model, [ask[0], (2, "c\tg c")])
     assert json.loads(next(found))["choice"] == 1, "what stands before a bad line"
-    with pytest.raises(ValueError, match="line 2 needs two endings"):
+    assert json.loads(next(found)) == {"line": 2, "error": "line 2 needs two endings or more"}
+    with pytest.raises(predict.UnansweredError, match="line 2 needs two endings"):
         next(found)

@@ -17,7 +17,7 @@ from bert_jax import checkpoint, config, experiment, lane, planning, train
 from bert_jax.config import override
 from bert_jax.experiment import Experiment
 from bert_jax.program import Program
-from bert_jax.tasks.base import pack
+from bert_jax.tasks.base import Context, pack
 from bert_jax.tasks.classify import Classify, Example, Examples
 from bert_jax.tasks.glue import glue
 from bert_jax.tokenizer import WordPiece
@@ -344,3 +344,34 @@ def test_what_is_no_workdir_is_said(tmp_path: pathlib.Path, runs: dict[str, path
     (tmp_path / "config.json").write_text((runs["tuned"] / "config.json").read_text())
     with pytest.raises(ValueError, match="no checkpoint"):
         checkpoint.read_params(str(tmp_path))
+
+
+def test_f1_is_of_two_classes() -> None:
+    with pytest.raises(ValueError, match=r"f1 is that of the second of two labels, not of 3: .*macro_f1"):
+        dataclasses.replace(TASK, labels=("a", "b", "c"), metrics=("f1",))
+    three = dataclasses.replace(TASK, labels=("a", "b", "c"), metrics=("macro_f1",))
+    source = Examples([Example(("a",), one, "") for one in (0, 0, 1, 2, 2, 2)], 8, WordPiece(PIECES, True), np.int32)
+    found = three.score(source, {"logits": np.eye(3)[[0, 0, 0, 2, 2, 2]]})
+    assert found["macro_f1"] == pytest.approx(0.6)
+
+
+def test_a_submission_stays_within_its_bounds() -> None:
+    source = Examples([Example(("a",), 1.0, str(n)) for n in range(3)], 8, WordPiece(PIECES, True), np.float32)
+    logits = np.array([[-0.2], [2.5], [5.3]])
+    (found,) = glue("stsb").predictions("test", source, {"logits": logits}, {}).values()
+    assert found == "index\tprediction\n0\t0.000\n1\t2.500\n2\t5.000\n"
+    with pytest.raises(ValueError, match="bounds must be the lowest and the highest value"):
+        dataclasses.replace(VALUE, bounds=(1.0,))
+
+
+def test_a_dev_set_of_one_value_has_no_correlation(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "dev.tsv").write_text("sentence\tlabel\na\t3\nb\t3.0\n")
+    context = Context(WordPiece(PIECES, True), str(tmp_path))
+    with pytest.raises(ValueError, match=r"dev.tsv: all rows have the value 3.0: correlations .* not defined"):
+        VALUE.source("validation", 8, context)
+    assert len(dataclasses.replace(TASK, labels=("3", "3.0")).source("validation", 8, context)) == 2
+
+
+def test_mnli_s_rows_without_a_gold_label_are_left_out(tmp_path: pathlib.Path) -> None:
+    path = write(tmp_path, "gold_label\tsentence1\tsentence2\n-\ta\tb\nneutral\tc\td\n")
+    assert glue("mnli").read(path) == [Example(("c", "d"), 2, "1")]

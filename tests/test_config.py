@@ -188,3 +188,29 @@ def test_predicted_positions_are_those_of_the_recipe() -> None:
     assert [Masking().predictions(length) for length in (16, 64, 128, 512)] == [3, 10, 20, 76]
     assert Masking(max_predictions=9).predictions(128) == 9
     assert Masking(max_predictions=10**9).predictions(128) == 128
+
+
+@pytest.mark.parametrize(
+    ("text", "items"),
+    [
+        ("a,b", ("a", "b")),
+        ("(a, b,)", ("a", "b")),
+        ("('a', \"b\")", ("a", "b")),
+        ('[",", "``", "\'\'", "NN"]', (",", "``", "''", "NN")),
+        ("',', '``', \"''\", 'NN'", (",", "``", "''", "NN")),
+        ('["0", "1"]', ("0", "1")),
+        ("0,1", ("0", "1")),
+    ],
+)
+def test_labels_with_commas_and_quotes_can_be_named(text: str, items: tuple[str, ...]) -> None:
+    assert override(Labels(), {"names": text}).names == items
+
+
+def test_a_label_of_quotes_alone_needs_quotes_of_its_own() -> None:
+    with pytest.raises(ValueError, match="names: an item of quotes or commas needs quotes of its own"):
+        override(Labels(), {"names": "``,'',NN"})
+
+
+@dataclasses.dataclass(frozen=True)
+class Labels:
+    names: tuple[str, ...] = ()

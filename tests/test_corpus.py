@@ -445,3 +445,18 @@ def test_the_script_builds_describes_and_stops(source, vocabulary, tmp_path):
     assert wrong.returncode == 1
     assert wrong.stderr.startswith("error: ")
     assert "Traceback" not in wrong.stderr
+
+
+def test_a_line_may_be_a_sentence(tmp_path, vocabulary):
+    """Another corpus than that of the same text split; one that does not say was split."""
+    (tmp_path / "a.txt").write_text("The cat. The dog.\nDog.\n\nCat.\n")
+    lines = build([str(tmp_path / "a.txt")], vocabulary, tmp_path / "lines", workers=1, sentences="lines")
+    assert lines.manifest["counts"]["sentences"] == 3
+    split = build([str(tmp_path / "a.txt")], vocabulary, tmp_path / "split", workers=1)
+    assert split.manifest["counts"]["sentences"] == 4
+    with pytest.raises(ValueError, match="sentences"):
+        build([str(tmp_path / "a.txt")], vocabulary, tmp_path / "lines", workers=1)
+    manifest = json.loads((tmp_path / "split" / "manifest.json").read_text())
+    del manifest["sentences"]
+    (tmp_path / "split" / "manifest.json").write_text(json.dumps(manifest))
+    build([str(tmp_path / "a.txt")], vocabulary, tmp_path / "split", workers=1)

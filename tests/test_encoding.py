@@ -42,3 +42,9 @@ def test_texts_are_tokenised_once(tmp_path: pathlib.Path, monkeypatch: pytest.Mo
     asked.clear()
     encoding.encode(many, lower, str(tmp_path))
     assert len(asked) == 2
+
+
+def test_half_a_surrogate_pair_is_unknown_at_any_size(tmp_path: pathlib.Path) -> None:
+    for text in ("a \ud83d", "a \ud83d " * 50_000):
+        found = encoding.encode([text], VOCABULARY, str(tmp_path))[text].tokens
+        assert found.tolist()[:2] == [5, 1]

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from bert_jax.config import Encoder, Optimizer, override
-from bert_jax.heads import PreTraining
+from bert_jax.heads import FeatureTagging, PreTraining
 from bert_jax.optimizer import clip, decays, make, schedule
 
 
@@ -97,6 +97,17 @@ def test_decay_is_excluded_by_name() -> None:
     updates, _ = transformation.update(jax.tree.map(jnp.zeros_like, params), transformation.init(params), params)
     for path, update in flat(updates).items():
         assert bool(np.any(np.array(update) != 0)) == (path in ("embeddings/word", "inner/kernel")), path
+
+
+def test_the_weights_of_a_mix_of_layers_do_not_decay() -> None:
+    """Drawn to 0, they would be equal shares."""
+    shapes = jax.eval_shape(FeatureTagging(Encoder(layers=2, hidden=8, heads=2), 3, summed=True).init, *MIXED)["params"]
+    decaying = {path for path in flat(shapes) if decays(tuple(map(jax.tree_util.DictKey, path.split("/"))))}
+    assert "mix/weights" in flat(shapes)
+    assert decaying == {"tagger/dense/kernel"}
+
+
+MIXED = jax.random.key(0), {"features": jnp.zeros((1, 4, 2, 8)), "predicted": jnp.ones((1, 4), bool)}
 
 
 def test_every_parameter_of_bert_is_named_so() -> None:

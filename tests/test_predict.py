@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import io
 import json
 import pathlib
 from collections.abc import Callable, Iterator
@@ -34,8 +35,9 @@ def test_a_line_is_fields_parted_by_tabs_or_a_json_object(line: str, wanted: dic
         ("\n", "line 3 is empty"),
         ("{", "line 3: no JSON object"),
         ('{"txt": "a"}', "line 3 needs 'text', as a JSON object or parted by tabs"),
-        ('{"text": 3}', "line 3 needs 'text'"),
-        ('{"text": ["a"]}', "line 3 needs 'text'"),
+        ('{"text": null}', "line 3 needs 'text'"),
+        ('{"text": 3}', "line 3: 'text' must be a text, not 3"),
+        ('{"text": ["a"]}', r"line 3: 'text' must be a text, not \[\"a\"\]"),
     ],
 )
 def test_a_bad_line_is_named(line: str, message: str) -> None:
@@ -70,7 +72,7 @@ def test_a_regression_from_file_to_scores(tiny: Experiment, tmp_path: pathlib.Pa
     with pytest.raises(ValueError, match="gives a score, no class"):
         model.classify("a")
     check_embeddings(model)
-    check_what_stands_before_a_bad_line_is_answered(functools.partial(predict.answers, model))
+    check_a_bad_line_is_named_and_the_others_are_answered(functools.partial(predict.answers, model))
 
 
 def check_embeddings(model: Model) -> None:
@@ -95,11 +97,67 @@ def check_embeddings(model: Model) -> None:
         ask("token", 0)
     with pytest.raises(ValueError, match="line 3 is empty"):
         ask("mean", 0, [(3, "")])
-    check_what_stands_before_a_bad_line_is_answered(functools.partial(predict.embeddings, model, kind="cls"))
+    check_a_bad_line_is_named_and_the_others_are_answered(functools.partial(predict.embeddings, model, kind="cls"))
 
 
-def check_what_stands_before_a_bad_line_is_answered(ask: Callable[..., Iterator[str]]) -> None:
-    found = ask([(1, "a b"), (2, ""), (3, "c")])
-    assert json.loads(next(found))["text"] == "a b"
-    with pytest.raises(ValueError, match="line 2 is empty"):
+def check_a_bad_line_is_named_and_the_others_are_answered(ask: Callable[..., Iterator[str]]) -> None:
+    assert len(next(ask([(1, "a\u2028b\x85c")])).splitlines()) == 1
+    found = ask([(1, "a b"), (2, ""), (3, "c"), (4, ValueError("line 4: not UTF-8")), (5, '{"text": "a", "pair": 3}')])
+    first, second, third, fourth, fifth = (json.loads(next(found)) for _ in range(5))
+    assert (first["text"], third["text"]) == ("a b", "c")
+    assert set(first) == set(third) != {"text"}
+    assert second == {"line": 2, "error": "line 2 is empty: one question a line"}
+    assert fourth == {"line": 4, "error": "line 4: not UTF-8"}
+    assert fifth == {"line": 5, "error": "line 5: 'pair' must be a text, not 3"}
+    with pytest.raises(predict.UnansweredError, match=r"line 2 is empty.*and 2 more lines"):
         next(found)
+
+
+def lines(content: bytes) -> list:
+    return [(n, found if isinstance(found, str) else str(found)) for n, found in predict.numbered(io.BytesIO(content))]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xef\xbb\xbfa\tb\n\nc\n",
+        b"a\tb\r\n\r\nc\r\n",
+        b"a\tb\r\rc\r",
+        b"a\tb\n\nc",
+        "a\tb\n\nc\n".encode("utf-16"),
+        "\ufeffa\tb\r\n\r\nc\r\n".encode("utf-16-be"),
+    ],
+)
+def test_an_input_is_read_as_editors_write_it(content: bytes) -> None:
+    assert lines(content) == [(1, "a\tb"), (2, ""), (3, "c")]
+
+
+def test_a_line_that_is_not_utf_8_is_named_and_the_others_are_read() -> None:
+    wanted = "line 2: byte 3 of it is 0xe9, which is not UTF-8; convert the input, for example with iconv"
+    assert lines(b"a\rb\ncaf\xe9\nc\n") == [(1, "a\rb"), (2, wanted), (3, "c")]
+    assert lines("a b\n".encode("utf-16-le"))[0][1].startswith("line 1: UTF-16 without a byte order mark?")
+    assert lines(b"") == []
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"text": "a", "pair": 3}', "line 3: 'pair' must be a text, not 3"),
+        ('{"text": "a", "pair": ["b"]}', r"'pair' must be a text, not \[\"b\"\]"),
+        ('{"text": ["a", null]}', r"line 3: text\[1\] must be a text, not null"),
+        ('{"text": ["a", 3]}', r"line 3: text\[1\] must be a text, not 3"),
+        ('{"text": []}', "line 3: 'text' is an empty list"),
+        ('{"text": "\\ud83d"}', "line 3: 'text' holds half a surrogate pair"),
+        ('{"text": "a", "x": ["\\ud83d"]}', "line 3 holds half a surrogate pair"),
+        ('{"text": "a", "x": NaN}', "line 3: no JSON object: NaN is not a value of JSON"),
+        ('{"text": "a", "text": "b"}', "line 3: no JSON object: 'text' is there twice"),
+        (" {", "line 3: no JSON object"),
+    ],
+)
+def test_every_field_of_a_line_must_be_a_text(line: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        predict.parse(3, line, ["text"], ["pair"], lists=["text"])
+
+
+def test_an_optional_field_may_be_null_and_a_byte_order_mark_is_none_of_the_text() -> None:
+    assert predict.parse(1, '\ufeff{"text": "a", "pair": null}\r\n', ["text"], ["pair"]) == {"text": "a"}

@@ -170,3 +170,40 @@ def test_the_best_threshold_is_found_by_trying_all(rows: list) -> None:
     for name in ("exact", "f1"):
         tried = [scores.squad2(predicted, golds, odds, one)[name] for one in [-99.0, *odds.values()]]
         assert found[f"best_{name}"] == pytest.approx(max(tried))
+
+
+@pytest.mark.parametrize("marks", ["BIES", "BILU", "BMEW", "BMES"])
+def test_every_scheme_marks_the_same_chunks(marks: str) -> None:
+    """Two of a kind side by side are two: of one word each, and a longer one after another."""
+    begin, inside, end, single = marks
+    tags = [f"{single}-X", f"{single}-X", "O", f"{begin}-X", f"{inside}-X", f"{end}-X", f"{single}-X", f"{begin}-X"]
+    assert scores.chunks(tags) == [("X", 0, 1), ("X", 1, 2), ("X", 3, 6), ("X", 6, 7), ("X", 7, 8)]
+    assert scores.as_iob2(tags) == ["B-X", "B-X", "O", "B-X", "I-X", "I-X", "B-X", "B-X"]
+    found = scores.conlleval([[f"{single}-X", "O"]], [[f"{single}-X", f"{single}-X"]])
+    assert (found["precision"], found["recall"]) == (1.0, 0.5)
+
+
+def test_a_tag_without_a_kind_and_marks_that_are_none() -> None:
+    assert scores.as_iob2(["B", "I", "O", "I"]) == ["B", "I", "O", "B"]
+    for tag in ("X-PER", "PER", "b-PER", "B_PER", "PER-B", "B-", "-PER", "o", ""):
+        with pytest.raises(ValueError, match=f"the tag '{tag}' is neither O nor a mark"):
+            scores.as_iob2(["O", tag])
+
+
+def test_macro_f1_is_sklearn_s() -> None:
+    expected, predicted = np.array([0, 0, 1, 2, 2, 2]), np.array([0, 0, 0, 2, 2, 2])
+    assert scores.macro_f1(predicted, expected) == pytest.approx(0.6)
+    for seed in range(5):
+        a, b = np.random.default_rng(seed).integers(0, 4, (2, 9))
+        assert scores.macro_f1(a, b) == pytest.approx(sklearn.metrics.f1_score(b, a, average="macro"))
+
+
+def test_values_that_spread_less_than_noise_have_collapsed() -> None:
+    """500 predictions of 3.641, but for rounding, against labels of 0 to 5."""
+    rng = np.random.default_rng(0)
+    expected = rng.uniform(0, 5, 500)
+    predicted = (3.641 + 1e-4 * rng.standard_normal(500)).astype(np.float32)
+    assert (scores.constant(predicted), scores.collapsed(predicted, expected)) == (0.0, 1.0)
+    assert scores.collapsed(3.641 + 0.1 * rng.standard_normal(500), expected) == 0.0
+    assert scores.collapsed(np.ones(3), np.ones(3)) == 1.0
+    assert scores.collapsed(expected, expected) == 0.0

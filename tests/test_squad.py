@@ -112,11 +112,14 @@ def test_the_reference_s_files(tmp_path: pathlib.Path) -> None:
     ("content", "message"),
     [
         ("{", r"train.json: no JSON"),
-        ('{"dat": []}', r"train.json: not SQuAD's form, data > paragraphs > context.*no 'data'"),
-        ('{"data": [{"paragraphs": [{"context": "c", "qas": [{"question": "a"}]}]}]}', "no 'id'"),
+        ('{"dat": []}', r"train.json: not SQuAD's form, data > paragraphs > context.*'data' is expected, there is dat"),
+        (
+            '{"data": [{"paragraphs": [{"context": "c", "qas": [{"question": "a"}]}]}]}',
+            r"train.json: data\[0\].paragraphs\[0\].qas\[0\]: .*'id' is expected, there is question",
+        ),
         (
             '{"data": [{"paragraphs": [{"qas": [{"id": "x", "question": "a", "answers": []}]}]}]}',
-            "train.json: question x: .*no 'context'",
+            r"train.json: data\[0\].paragraphs\[0\]: .*'context' is expected, there is qas",
         ),
         ('{"data": []}', "train.json: no questions"),
         ('{"data": 3}', "not SQuAD's form"),
@@ -202,3 +205,49 @@ def test_a_run_from_file_to_answers(tiny: Experiment, tmp_path: pathlib.Path, un
     assert tuned == ("" if unanswerable else "K"), "the model's own threshold holds where none is given"
     with pytest.raises(ValueError, match="line 1 needs 'question' and 'context'"):
         list(predict.answers(model, [(1, "d?")]))
+
+
+def test_two_questions_of_one_id_are_refused_where_they_are_scored(tmp_path: pathlib.Path) -> None:
+    context = Context(VOCABULARY, str(tmp_path))
+    written(tmp_path, entry(("c", 0)), entry(("c", 0)))
+    for name in ("dev.json", "test.json"):
+        (tmp_path / name).write_text((tmp_path / "train.json").read_text())
+    assert len(TASK.source("train", 16, context)) == 2
+    for split in ("validation", "test"):
+        with pytest.raises(ValueError, match=r"(dev|test).json: two questions have the id 'q1'"):
+            dataclasses.replace(TASK, test="test.json").source(split, 16, context)
+
+
+def test_an_empty_answer_is_none(tmp_path: pathlib.Path) -> None:
+    context = Context(VOCABULARY, str(tmp_path))
+    written(tmp_path, entry(("", -1)), entry(("", 0), ("c", 0), key="q2"))
+    found = dataclasses.replace(TASK, unanswerable=True).source("train", 16, context).questions
+    assert [one.answers for one in found] == [(), (("c", 0),)]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"question": None}, r"f.json: question q: question must be a text, not null"),
+        ({"question": ["a"]}, r"question must be a text, not \[\"a\"\]"),
+        ({"question": "\ud83d"}, r"question holds half a surrogate pair"),
+        ({"id": None}, r"f.json: data\[0\].paragraphs\[0\].qas\[0\].id must be a text or a number, not null"),
+        ({"answers": "c"}, r"question q: answers must be a list, not \"c\""),
+        ({"answers": [{"text": 3, "answer_start": 0}]}, r"answers\[0\].text must be a text, not 3"),
+        (
+            {"answers": [{"text": "c", "answer_start": "0"}]},
+            r"answers\[0\].answer_start must be a number of characters",
+        ),
+        ({"answers": [{"text": "c", "answer_start": float("nan")}]}, r"answer_start must be a number .*, not NaN"),
+        ({"answers": [{"text": "c"}]}, r"answers\[0\]: not SQuAD's form, .*'answer_start' is expected"),
+        ({"is_impossible": "no"}, r"is_impossible must be true or false, not \"no\""),
+    ],
+)
+def test_a_value_of_another_kind_is_named(tmp_path: pathlib.Path, change: dict, message: str) -> None:
+    question = {"id": "q", "question": "a?", "answers": [], **change}
+    (tmp_path / "f.json").write_text(json.dumps({"data": [{"paragraphs": [{"context": "c", "qas": [question]}]}]}))
+    with pytest.raises(ValueError, match=message):
+        list(read(str(tmp_path / "f.json")))
+    (tmp_path / "g.json").write_text('{"data": [{"paragraphs": [{"context": null, "qas": [{}]}]}]}')
+    with pytest.raises(ValueError, match=r"g.json: data\[0\].paragraphs\[0\].context must be a text, not null"):
+        list(read(str(tmp_path / "g.json")))

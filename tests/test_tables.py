@@ -61,12 +61,12 @@ def test_a_file_without_a_header_names_its_columns_elsewhere(tmp_path: pathlib.P
         ("f.tsv", "aa\tb\nx\t1\n", r"f.tsv:1: no column 'a': did you mean 'aa'\?"),
         ("f.tsv", "a\tb\n", "no rows after the header"),
         ("f.tsv", "", r"f.tsv: no rows"),
-        ("f.tsv", b"a\tb\nx\xff\t1\n", "byte 5 is not UTF-8"),
+        ("f.tsv", b"a\tb\nx\xff\t1\n", r"f.tsv:2: byte 5 is 0xff, which is not UTF-8"),
         ("f.csv", 'a,b\nx,1\n"y,2\nz,3\n', r"f.csv:3: unexpected end of data: is a quote left open"),
         ("f.csv", 'a,b\n"x"y,1\n', r"f.csv:2: .*: is a quote left open or not doubled"),
         ("f.jsonl", '{"a": 1, "b": 2}\n{"a": 1\n', r"f.jsonl:2: no JSON object"),
         ("f.jsonl", '{"a": 1, "bb": 2}\n', r"f.jsonl:1: no field 'b': did you mean 'bb'"),
-        ("f.jsonl", "[1]\n", r"f.jsonl:1: a JSON object is expected, not '\[1\]'"),
+        ("f.jsonl", "[1]\n", r"f.jsonl\[0\]: a JSON object is expected, not 1"),
     ],
 )
 def test_a_bad_file_is_named_with_its_line(tmp_path: pathlib.Path, name: str, text: str | bytes, message: str) -> None:
@@ -154,3 +154,69 @@ def test_messages_are_built_for_bad_data_alone(tmp_path: pathlib.Path, monkeypat
     path = write(tmp_path, (json.dumps({"text": "a b"}) + "\n") * 50, "file.jsonl")
     assert len(cells(path, "text")) == len(list(text.documents([path]))) == 50
     assert Counted.times < 10
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("null", "a must be a text, not null"),
+        ("NaN", "a must be a text, not NaN"),
+        ("3", "a must be a text, not 3"),
+        ('["x"]', r"a must be a text, not \[\"x\"\]"),
+        ('{"x": 1}', r"a must be a text, not \{\"x\": 1\}"),
+        ('"\\ud83d"', "a holds half a surrogate pair"),
+        ('"x", "a": "y"', "no JSON object: 'a' is there twice"),
+    ],
+)
+def test_a_text_of_json_is_a_text(tmp_path: pathlib.Path, value: str, message: str) -> None:
+    path = write(tmp_path, '{"a": "x", "b": 1}\n\n{"a": ' + value + ', "b": 1}\n', "f.jsonl")
+    with pytest.raises(ValueError, match=rf"f.jsonl:3: {message}"):
+        tables.read(path, ["a", "b"], texts=["a"])
+
+
+def test_other_values_are_cells(tmp_path: pathlib.Path) -> None:
+    """Null is an empty cell; what is not read is no matter."""
+    path = write(tmp_path, '{"a": null, "b": true, "c": [1, "x"], "d": NaN}\n', "f.jsonl")
+    assert tables.read(path, ["a"])[0].cells == {"a": "", "b": "true", "c": '[1, "x"]', "d": "NaN"}
+
+
+def test_an_array_of_rows(tmp_path: pathlib.Path) -> None:
+    rows = [{"a": "x", "b": 1}, {"a": "y", "b": 2}]
+    for indent in (None, 1):
+        path = write(tmp_path, json.dumps(rows, indent=indent), "f.json")
+        assert cells(path, "a", "b") == [("x", "1"), ("y", "2")]
+    assert [row.place for row in tables.read(path, ["a"])] == [f"{path}[0]", f"{path}[1]"]
+    with pytest.raises(ValueError, match=r"f.json:1: no JSON object: .* \(rows are an object a line, or one array"):
+        tables.read(write(tmp_path, json.dumps({"data": rows}, indent=1), "f.json"), ["a"])
+
+
+def test_cells_of_any_length_names_in_capitals_and_other_encodings(tmp_path: pathlib.Path) -> None:
+    long = "word " * 60_000
+    assert cells(write(tmp_path, f"a,b\n{long},1\n", "F.CSV"), "a") == [(long,)]
+    assert cells(write(tmp_path, "a\tb\né\t1\n".encode("utf-16"), "f.tsv"), "a", "b") == [("é", "1")]
+    assert cells(write(tmp_path, b"a\tb\rx\t1\ry\t2\r", "f.tsv"), "a", "b") == [("x", "1"), ("y", "2")]
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path: pathlib.Path) -> None:
+    """But for columns without a name, which some programs leave."""
+    with pytest.raises(ValueError, match=r"f.tsv:1: two columns have the name 'b'"):
+        tables.read(write(tmp_path, "a\tb\tb\nx\t1\t2\n", "f.tsv"), ["a"])
+    assert cells(write(tmp_path, "a\t\t\nx\t1\t2\n", "f.tsv"), "a") == [("x",)]
+
+
+def test_rows_without_a_label_are_left_out_and_counted(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = []
+    monkeypatch.setattr(tables.logging, "warning", lambda text, *values: said.append(text % values))
+    path = write(tmp_path, "sentence\tlabel\nx\t-\ny\t1\nz\t\n")
+    task = Classify(train="", dev=("d",), labels=("0", "1"), unlabelled=("-", ""))
+    assert [one.texts for one in task.read(path)] == [("y",)]
+    assert said == [f"{path}: 2 of 3 rows have no label and are left out"]
+    value = Classify(train="", dev=("d",), unlabelled=("-", ""))
+    assert [one.label for one in value.read(path)] == [1.0]
+    with pytest.raises(ValueError, match=r"file.tsv:2: label '-' is none of 0, 1; .*task.unlabelled"):
+        Classify(train="", dev=("d",), labels=("0", "1")).read(path)
+    with pytest.raises(ValueError, match="none of 1 rows has a label"):
+        task.read(write(tmp_path, "sentence\tlabel\nx\t-\n"))
+    rows = write(tmp_path, "sent1\tend0\tend1\tlabel\na\tb\tc\t-1\na\tb\tc\t1\n")
+    choose = Choose(train="", context="sent1", start="", endings=("end0", "end1"), unlabelled=("-1",))
+    assert [one.label for one in choose.read(rows)] == [1]

@@ -164,10 +164,17 @@ def test_conllu(tmp_path: pathlib.Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("a I-X\nb I-Y\n", r"f.txt:2: tag 'I-Y' of 'b', in IOB2 'B-Y', is none of O, B-X, I-X"),
+        ("a O\nb X-X\n", r"f.txt:2: the tag 'X-X' is neither O nor a mark"),
+        ("a O\nb PER\n", r"f.txt:2: the tag 'PER' is neither O nor a mark"),
+        ("a O\nb B_X\n", r"f.txt:2: the tag 'B_X' is neither"),
+        ("a O\nb B-\n", r"f.txt:2: the tag 'B-' is neither"),
+        ("a\tO\n#b\n", r"f.txt:2: 2 columns expected, 1 found"),
+        ("a\tO\nb c\t \n", r"f.txt:2: the tag '' is neither"),
         ("a O\nb\n", r"f.txt:2: 2 columns expected, 1 found: 'b'"),
         (
             "a O\n\nb O\nc B-Y\n",
-            r"the sentence that begins in line 3, word 2 \('c'\): tag 'B-Y' is none of O, B-X, I-X",
+            r"f.txt:4: tag 'B-Y' of 'c' is none of O, B-X, I-X; name all in task.labels",
         ),
         ("\n\n", r"f.txt: no sentences"),
         ("-DOCSTART- O\n", r"f.txt: no sentences"),
@@ -362,6 +369,9 @@ def test_a_run_from_file_to_entities(tiny: Experiment, tmp_path: pathlib.Path) -
     first, second = (json.loads(line) for line in predict.answers(model, ask))
     assert first["entities"] == [{"text": "a b", "kind": "X", "start": 2, "stop": 5}]
     assert second["tags"] == [["c", "O"], ["a", "B-X"]]
+    every = ["c", "a b", "", "\u200b", " ", "b" * 9, *"cabd" * 10]  # more than a window, and some without a token
+    for given_ in (every, ["a"]):
+        assert [word.text for word in model.tag([given_])[0].words] == given_
     with pytest.raises(ValueError, match="answers no questions"):
         model.answer([("a", "b")])
     with pytest.raises(ValueError, match="a text has no words"):
@@ -553,3 +563,61 @@ def test_a_random_encoder_may_be_frozen_too(base: Experiment) -> None:
 def test_too_few_layers_are_said(base: Experiment, tmp_path: pathlib.Path) -> None:
     with pytest.raises(ValueError, match=r"the encoder has 4 layers: features\.layers=5 is not to be had of it"):
         start(config.override(base, {"task.features.layers": "5"}), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "how", "wanted"),
+    [
+        ("germeval.tsv", "#\thttp://x.org/a [2010-01-01]\n1\tb\tO\tO\n2\ta b\tB-X\tO\n\n", (2, 3), "b/O a b/B-X"),
+        ("f.conll", "#begin document (bc/x); part 000\na B-X\n\n#end document\n", (1, 2), "a/B-X"),
+        ("f.conll", "# id 52-a\tdomain=en\na _ _ B-X\n", (1, 4), "a/B-X"),
+        ("f.tsv", "#a\tB-X\n#\tO\n", (1, 2), "#a/B-X #/O"),
+        ("f.txt", "# O\n#a B-X\n", (1, 2), "#/O #a/B-X"),
+        ("f.txt", "-docstart- O\n\na B-X\n", (1, 2), "a/B-X"),
+        ("f.txt", "-DOCSTART- (12) O\n\na B-X\n", (1, 2), "a/B-X"),
+        ("f.tsv", " \tO\n\t \n\u00a0\tB-X\na b\tO \n", (1, 2), " /O \u00a0/B-X a b/O"),
+        ("f.conll", "# text = vb\n1-2\tvb\t_\tB-X" + "\t_" * 6 + "\n1\ta\t_\tB-X" + "\t_" * 6, (2, 4), "a/B-X"),
+        ("f.conllup", "# global.columns = ID FORM X\n1\ta\tB-X\n", (2, 3), "a/B-X"),
+        ("f.txt", "a  U-X\nb U-X\nc B-X\nd L-X\n", (1, 2), "a/B-X b/B-X c/B-X d/I-X"),
+    ],
+)
+def test_the_common_formats(tmp_path: pathlib.Path, name: str, text: str, how: tuple[int, int], wanted: str) -> None:
+    task = dataclasses.replace(PLAIN, word=how[0], label=how[1])
+    (tmp_path / name).write_bytes(text.encode())
+    found = [pair for one in task.read(str(tmp_path / name)) for s in one for pair in zip(s.words, s.tags, strict=True)]
+    assert " ".join(map("/".join, found)) == wanted
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("f.tsv", "words\ttags\na b\tB-X O\n"),
+        ("f.csv", "words,id,tags\na b,7,B-X O\n"),
+        ("f.jsonl", '{"words": ["a", "b"], "tags": ["B-X", "O"]}\n'),
+        ("bare.tsv", "a b\tB-X O\n"),
+    ],
+)
+def test_a_row_may_be_a_sentence(tmp_path: pathlib.Path, name: str, text: str) -> None:
+    task = dataclasses.replace(PLAIN, rows=("words", "tags"), columns=("words", "tags") if name == "bare.tsv" else ())
+    assert task.read(write(tmp_path, text, name)) == [[Sentence(("a", "b"), ("B-X", "O"))]]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ('{"w": ["a"], "t": ["B-X", "O"]}', r"f.jsonl:1: 1 words in 'w' and 2 tags in 't'"),
+        ('{"w": ["a", null], "t": ["B-X", "O"]}', r"f.jsonl:1: w\[1\] must be a text, not null"),
+        ('{"w": "a b", "t": [0, 1]}', r"f.jsonl:1: t\[0\] must be a text, not 0"),
+        ('{"w": "a", "t": null}', r"f.jsonl:1: t must be a text, not null"),
+        ('{"w": ["a", "b"], "t": ["O", "X-X"]}', r"f.jsonl:1, word 2: the tag 'X-X' is neither"),
+    ],
+)
+def test_a_bad_row_is_said(tmp_path: pathlib.Path, row: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(PLAIN, rows=("w", "t")).read(write(tmp_path, row, "f.jsonl"))
+
+
+def test_a_word_with_a_space_is_one_to_conlleval() -> None:
+    source = Sentences([[Sentence(("a b", " ", ""), ("B-X", "O", "O"))]], TASK.labels, 8, VOCABULARY, document=False)
+    written = PLAIN.predictions("validation", source, {"tags": source.arrays["tags"]}, {})["validation.txt"]
+    assert written == "a_b B-X B-X\n_ O O\n_ O O\n\n"

@@ -443,3 +443,10 @@ def test_sentencepiece_casing() -> None:
     lowered = tokenizer.SentencePiece(cased._model, lower=True)
     assert lowered.encode("The FOX") == cased.encode("the fox") != cased.encode("The FOX")
     assert lowered.fingerprint != cased.fingerprint
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_a_vocabulary_is_read_as_editors_write_it(tmp_path: pathlib.Path, encoding: str, end: str) -> None:
+    (tmp_path / "vocab.txt").write_bytes((end.join(SMALL) + end).encode(encoding))
+    assert tokenizer.load(tmp_path).pieces(range(len(SMALL))) == SMALL

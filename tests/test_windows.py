@@ -53,6 +53,15 @@ def test_a_token_is_scored_in_the_window_where_it_has_the_most_context(tokens: i
         assert found[place] == marks.index(max(marks))
 
 
+def test_a_window_s_most_context_is_that_among_all() -> None:
+    question = Question("q", "a b?", " ".join("cdefg" * 20))
+    for stride in (1, 3, 7, 20):
+        source = Windows([question], length=16, stride=stride, question=64, tokenizer=VOCABULARY)
+        best = most_context(source.table[:, 1:3])
+        for window, (start, stop) in enumerate(source.table[:, 1:3]):
+            assert source.shape(window).most_context.tolist() == (best[start:stop] == window).tolist()
+
+
 def test_a_window_by_hand() -> None:
     """Nine tokens in windows of five, four apart; the answer "f g" is whole in the second only."""
     question = Question("q", "a b?", "c d e f g h i j k", (("f g", 6),))

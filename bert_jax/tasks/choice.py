@@ -32,6 +32,7 @@ class Choose(Task):
     endings: tuple[str, ...] = ("ending0", "ending1", "ending2", "ending3")
     label: str = "label"  # the number of the right one, from 0
     columns: tuple[str, ...] = ()  # of files without a header line
+    unlabelled: tuple[str, ...] = ()  # what stands for no label: such rows are left out, and counted in the log
     heldout: float = 0.2  # the share, where there is no dev file; the same rows in every run
     bilstm: config.BiLSTM | None = None  # between encoder and scores, in place of the pooler
 
@@ -72,7 +73,10 @@ class Choose(Task):
         texts = [name for name in (self.context, self.start, *self.endings) if name]
         known = [str(number) for number in range(len(self.endings))]
         found = []
-        for row in tables.read(path, [*texts, self.label] if labelled else texts, columns=self.columns):
+        needed = [*texts, self.label] if labelled else texts
+        rows = tables.read(path, needed, texts=texts, columns=self.columns)
+        rows = tables.with_gold(rows, self.label, self.unlabelled, path) if labelled else rows
+        for row in rows:
             cells = row.cells
             if labelled and cells[self.label] not in known:
                 raise ValueError(

@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 
 from bert_jax import config, encoding, heads, losses, scores, tables
 from bert_jax.config import check_types, nearest, require
@@ -23,7 +24,7 @@ from bert_jax.tokenizer import Tokenizer
 class Classify(Task):
     """A class for each row of a file, or a number where `labels` is empty. A text is one column or, for a pair, two.
 
-    Files are those that `tables.read` reads: tab- or comma-separated, JSON lines, "tfds:NAME:SPLIT". Their paths are
+    Files are those that `tables.read` reads: tab- or comma-separated, JSON, parquet, "tfds:NAME:SPLIT". Their paths are
     relative to the run's data_dir.
     """
 
@@ -37,6 +38,8 @@ class Classify(Task):
     spelled: tuple[str, ...] = ()  # how predictions spell the labels, where not as the data does
     index: str = "index"  # the column that names a row in predictions; where there is none, it is the row's number
     columns: tuple[str, ...] = ()  # of files without a header line
+    unlabelled: tuple[str, ...] = ()  # what stands for no gold label: such rows are left out, and counted in the log
+    bounds: tuple[float, ...] = ()  # the lowest and highest value that a leaderboard takes: predictions are cut to them
     malformed: Literal["error", "skip"] = "error"  # what becomes of a row with too many or too few columns
     metrics: tuple[str, ...] = ()  # the first is what counts; by default accuracy, of a regression Spearman's
     bilstm: config.BiLSTM | None = None  # between encoder and classifier, in place of the pooler
@@ -52,7 +55,12 @@ class Classify(Task):
         require(len(self.dev) > 0, "dev must name a file")
         splits = ("train", *self.validation(), *self.tests())
         require(len(set(splits)) == len(splits), f"two files have one name: {', '.join(splits)}")
+        require(len(self.bounds) in (0, 2), f"bounds must be the lowest and the highest value, not {self.bounds}")
         known = scores.CLASSES if self.labels else scores.VALUES
+        require(
+            "f1" not in self.metrics or len(self.labels) <= 2,
+            f"f1 is that of the second of two labels, not of {len(self.labels)}: the mean over all is macro_f1",
+        )
         for name in self.metrics:
             kind = "classes" if self.labels else "a regression"
             require(name in known, f"{kind} cannot be scored by {name!r}: {nearest(name, known)}")
@@ -81,7 +89,10 @@ class Classify(Task):
             **dict(zip(self.tests(), self.test, strict=True)),
             **dict(zip(self.validation(), self.dev, strict=True)),
         }
-        rows = self.read(tables.path_of(files[split], context.data_dir), labelled=split not in self.tests())
+        path = tables.path_of(files[split], context.data_dir)
+        rows = self.read(path, labelled=split not in self.tests())
+        if split in self.validation():
+            self._check_varied(rows, path)
         dtype = np.int32 if self.labels else np.float32
         return Examples(rows, length, context.tokenizer, dtype, context.cache_dir)
 
@@ -92,7 +103,8 @@ class Classify(Task):
           ValueError: that names file and line, what was expected and what stands there.
         """
         needed = [*self.text, self.label] if labelled else self.text
-        rows = tables.read(path, needed, columns=self.columns, malformed=self.malformed)
+        rows = tables.read(path, needed, texts=self.text, columns=self.columns, malformed=self.malformed)
+        rows = tables.with_gold(rows, self.label, self.unlabelled, path) if labelled else rows
         return [
             Example(
                 tuple(row.cells[name] for name in self.text),
@@ -102,20 +114,36 @@ class Classify(Task):
             for number, row in enumerate(rows)
         ]
 
+    def _check_varied(self, rows: Sequence[Example], path: str) -> None:
+        """Says that a metric means nothing where all rows have one label.
+
+        Raises:
+          ValueError: of a regression, whose correlations are not defined then. F1 and Matthews' correlation are 0 by
+            definition.
+        """
+        if len({row.label for row in rows}) > 1:
+            return
+        if not self.labels:
+            raise ValueError(f"{path}: all rows have the value {rows[0].label}: correlations with it are not defined")
+        if {"f1", "macro_f1", "mcc"} & set(self.metrics):
+            logging.warning("%s: all rows have one label: %s says little of a model", path, ", ".join(self.metrics))
+
     def _number(self, row: tables.Row) -> float | int:
         """A row's class or value."""
         cell = row.cells[self.label]
         if self.labels:
             if cell not in self.labels:
                 names = ", ".join(self.labels)
-                raise ValueError(f"{row.place}: label {cell!r} is none of {names}; name all in task.labels")
+                hint = "; rows without a gold label are left out by task.unlabelled" if cell in ("", "-") else ""
+                raise ValueError(f"{row.place}: label {cell!r} is none of {names}; name all in task.labels{hint}")
             return self.labels.index(cell)
         try:
             value = float(cell)
         except ValueError:
             value = math.nan
         if not math.isfinite(value):
-            raise ValueError(f"{row.place}: {self.label} must be a number, not {cell!r}")
+            hint = "; rows without one are left out by task.unlabelled" if cell in ("", "-") else ""
+            raise ValueError(f"{row.place}: {self.label} must be a number, not {cell!r}{hint}")
         return value
 
     def spec(self, batch_size: int, length: int, encoder: config.Encoder) -> dict[str, jax.ShapeDtypeStruct]:
@@ -139,7 +167,7 @@ class Classify(Task):
         expected, predicted = source.arrays["label"], self._predicted(outputs)
         known = scores.CLASSES if self.labels else scores.VALUES
         figures = {name: known[name](predicted, expected) for name in self.metrics or (self.metric,)}
-        figures["constant"] = scores.constant(predicted)
+        figures["constant"] = scores.constant(predicted) if self.labels else scores.collapsed(predicted, expected)
         if self.labels:
             figures["majority"] = max(collections.Counter(expected.tolist()).values()) / len(expected)
         return figures
@@ -151,6 +179,9 @@ class Classify(Task):
         names = dict(zip(self.tests(), self.submissions, strict=False))
         words = self.spelled or self.labels
         predicted = self._predicted(outputs)
+        if self.bounds:
+            lowest, highest = self.bounds
+            predicted = np.clip(predicted, lowest, highest)
         written = [words[int(one)] if words else f"{one:.3f}" for one in predicted]
         lines = [f"{index}\t{word}" for index, word in zip(source.index, written, strict=True)]
         return {names.get(split, f"{split}.tsv"): "\n".join(["index\tprediction", *lines]) + "\n"}

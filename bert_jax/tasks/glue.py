@@ -28,6 +28,7 @@ _MNLI = _official(
     text=PAIR,
     label="gold_label",
     labels=NLI,
+    unlabelled=("-",),  # where the annotators did not agree, as in the sets' own files and in SNLI's
 )
 
 # The first metric is that of the paper's Table 1. CoLA's files but the test have no header; some rows of the official
@@ -40,7 +41,7 @@ GLUE = {
     "mrpc": _official(
         "MRPC", text=("#1 String", "#2 String"), label="Quality", labels=BINARY, metrics=("f1", "accuracy")
     ),
-    "stsb": _official("STS-B", text=PAIR, label="score", metrics=("spearman", "pearson")),
+    "stsb": _official("STS-B", text=PAIR, label="score", bounds=(0.0, 5.0), metrics=("spearman", "pearson")),
     "qqp": _official(
         "QQP",
         text=("question1", "question2"),

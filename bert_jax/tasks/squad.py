@@ -20,7 +20,7 @@ from absl import logging
 from bert_jax import config, heads, losses, scores, tables
 from bert_jax.config import check_types, require
 from bert_jax.tasks.base import Batch, Context, Outputs, Pair, Source, Task, inputs
-from bert_jax.tasks.windows import Question, Windows, read
+from bert_jax.tasks.windows import Question, Windows, read, require_distinct
 
 NO_CANDIDATE = 1e6  # the odds of no answer, where no span can be one
 
@@ -62,7 +62,9 @@ class Squad(Task):
     def source(self, split: str, length: int, context: Context) -> Source:
         path = tables.path_of({"train": self.train, "validation": self.dev, "test": self.test}[split], context.data_dir)
         questions = list(read(path))
-        if split != "test":
+        if split == "test":
+            require_distinct(questions, path)
+        else:
             questions = self.located(questions, path, train=split == "train")
         return Windows(questions, length, self.stride, self.question, context.tokenizer, context.cache_dir)
 
@@ -72,8 +74,10 @@ class Squad(Task):
         A question that is skipped is not trained on; in a dev set it is still scored.
 
         Raises:
-          ValueError: that names the file and the question.
+          ValueError: that names the file and the question; also where a dev set has two of one id.
         """
+        if not train:
+            require_distinct(questions, path)
         found, lost, moved = [], 0, 0
         for one in questions:
             if not one.answers:

@@ -21,6 +21,7 @@ import numpy as np
 from bert_jax import config, features, heads, losses, scores, tables
 from bert_jax.config import check_types, require
 from bert_jax.features import Frozen
+from bert_jax.tasks import columns as files
 from bert_jax.tasks.base import Arrays, Batch, Context, Outputs, Pair, Source, Task, inputs
 from bert_jax.tokenizer import Tokenizer
 
@@ -35,9 +36,12 @@ UPOS = (
 class Tag(Task):
     """A tag for each word of files in columns. Columns are counted from 1, as their documentations count them.
 
-    A name that ends in `.conllu` is CoNLL-U: its columns are parted by tabs, `# newdoc` begins a
-    document, lines of multiword tokens and empty nodes are left out. All else is parted by white space, as CoNLL-2003,
-    where `-DOCSTART-` begins a document. A blank line ends a sentence in both.
+    Tabs part the columns where each line has one, else white space does; a blank line ends a sentence; comments are
+    left out, and of CoNLL-U multiword tokens and empty nodes. A document begins at `-DOCSTART-` (CoNLL-2003),
+    `#begin document` (CoNLL-2012) or `# newdoc` (CoNLL-U). See `files.in_columns`.
+
+    With `rows`, two names, a row is a sentence: one column has its words, the other its tags, parted by white space or
+    in lists. Files are then those that `tables.read` reads, with a header or the names `columns`.
     """
 
     train: str
@@ -45,7 +49,9 @@ class Tag(Task):
     labels: tuple[str, ...] = CONLL2003
     word: int = 1
     label: int = 4
-    scheme: Literal["iob2", "as is"] = "iob2"  # how tags mark chunks to the model: IOB1 and others are rewritten
+    rows: tuple[str, ...] = ()  # the columns of words and of tags, where a row is a sentence
+    columns: tuple[str, ...] = ()  # of such files without a header line
+    scheme: Literal["iob2", "as is"] = "iob2"  # how tags mark chunks to the model: IOB1, IOBES, BILOU... are rewritten
     document: bool = True  # a sentence is read with the text around it
     metrics: tuple[str, ...] = ("f1",)  # or accuracy; the first is what counts
     features: config.Features | None = None  # what a frozen encoder gives of each word; None: the encoder is trained
@@ -59,6 +65,8 @@ class Tag(Task):
         require(len(set(self.labels)) == len(self.labels), f"a label is named twice: {self.labels}")
         require(len(self.dev) > 0, "dev must name a file")
         require(self.word > 0 and self.label > 0, "word and label are numbers of columns, counted from 1")
+        require(len(self.rows) in (0, 2), f"rows must name two columns, of words and of tags, not {self.rows}")
+        require(bool(self.rows) or not self.columns, "columns are the names of rows: name two of them in rows")
         for name in self.metrics:
             require(name in ("f1", "accuracy"), f"tags are scored by f1 or accuracy, not by {name!r}")
         splits = ("train", *self.validation())
@@ -79,8 +87,8 @@ class Tag(Task):
         return (self.train, *self.dev)
 
     def source(self, split: str, length: int, context: Context) -> Source:
-        files = {"train": self.train, **dict(zip(self.validation(), self.dev, strict=True))}
-        documents = self.read(tables.path_of(files[split], context.data_dir))
+        names = {"train": self.train, **dict(zip(self.validation(), self.dev, strict=True))}
+        documents = self.read(tables.path_of(names[split], context.data_dir))
         sentences = self.sentences(documents, length, context.tokenizer)
         if context.frozen is None:
             return sentences
@@ -108,29 +116,45 @@ class Tag(Task):
         """
         documents: list[list[Sentence]] = [[]]
         marked = False
-        for number, rows in _blocks(path, max(self.word, self.label)):
-            if rows is None:
+        blocks: Iterator[files.Block | None]
+        if self.rows:
+            blocks = files.in_rows(path, self.rows, self.columns)
+        else:
+            blocks = files.in_columns(path, self.word, self.label)
+        for block in blocks:
+            if block is None:
                 documents.append([])
                 marked = True
-                continue
-            words = tuple(row[self.word - 1] for row in rows)
-            tags = [row[self.label - 1] for row in rows]
-            if self.scheme == "iob2":
-                tags = scores.as_iob2(tags)
-            for offset, tag in enumerate(tags):
-                if tag not in self.labels:
-                    where = f"{path}: the sentence that begins in line {number}, word {offset + 1} ({words[offset]!r})"
-                    names = ", ".join(self.labels)
-                    raise ValueError(f"{where}: tag {tag!r} is none of {names}; name all in task.labels")
-            documents[-1].append(Sentence(words, tuple(tags)))
+            else:
+                documents[-1].append(Sentence(tuple(block.words), tuple(self._tags(block))))
         documents = [document for document in documents if document]
         require(bool(documents), f"{path}: no sentences")
         require(
             marked or not self.document,
-            f"{path} marks no documents (-DOCSTART- or # newdoc), so a sentence's context is not known: set "
-            "task.document=false",
+            f"{path} marks no documents (-DOCSTART-, #begin document, # newdoc), so a sentence's context is not known: "
+            "set task.document=false",
         )
         return documents
+
+    def _tags(self, block: files.Block) -> list[str]:
+        """The tags of a sentence, in the scheme of the labels.
+
+        Raises:
+          ValueError: that says where a tag stands that is none, as it stands there.
+        """
+        if self.scheme == "iob2":
+            for number, tag in enumerate(block.tags):
+                try:
+                    scores.check_tag(tag)
+                except ValueError as error:
+                    raise ValueError(f"{block.where(number)}: {error}") from None
+        tags = scores.as_iob2(block.tags) if self.scheme == "iob2" else block.tags
+        for number, (word, written, tag) in enumerate(zip(block.words, block.tags, tags, strict=True)):
+            if tag not in self.labels:
+                read = "" if tag == written else f", in IOB2 {tag!r},"
+                said = f"tag {written!r} of {word!r}{read} is none of {', '.join(self.labels)}"
+                raise ValueError(f"{block.where(number)}: {said}; name all in task.labels")
+        return tags
 
     def spec(self, batch_size: int, length: int, encoder: config.Encoder) -> dict[str, jax.ShapeDtypeStruct]:
         row = (batch_size, min(length, self.features.words) if self.features else length)
@@ -165,10 +189,14 @@ class Tag(Task):
     def predictions(
         self, split: str, source: Sentences | Words, outputs: Outputs, scores: Mapping[str, float]
     ) -> dict[str, str]:
-        """What conlleval reads: word, expected tag and predicted tag, a blank line after each sentence."""
+        """What conlleval reads: word, expected tag and predicted tag, a blank line after each sentence.
+
+        White space in a word is "_" there, as an empty word is: the script counts columns by it.
+        """
         lines = []
         for sentence, tags in zip(source.sentences, source.tags(outputs["tags"]), strict=True):
-            lines += [" ".join(row) for row in zip(sentence.words, sentence.tags, tags, strict=True)]
+            words = ["".join("_" if char.isspace() else char for char in word) or "_" for word in sentence.words]
+            lines += [" ".join(row) for row in zip(words, sentence.tags, tags, strict=True)]
             lines.append("")
         return {f"{split}.txt": "\n".join(lines) + "\n"}
 
@@ -176,27 +204,6 @@ class Tag(Task):
 class Sentence(NamedTuple):
     words: tuple[str, ...]
     tags: tuple[str, ...]
-
-
-def _blocks(path: str, columns: int) -> Iterator[tuple[int, list[list[str]] | None]]:
-    """The sentences of a file, (number of the first line, rows of cells); None for the rows where a document begins."""
-    conllu = tables.plain(path).endswith(".conllu")
-    rows: list[list[str]] = []
-    first = 1
-    for number, line in enumerate([*tables.read_text(path).split("\n"), ""], start=1):
-        cells = line.split("\t") if conllu else line.split()
-        if conllu and line.startswith("#"):
-            cells = ["-DOCSTART-"] if line.startswith("# newdoc") else ["#"]
-        if not line.strip() or cells[0] == "-DOCSTART-":
-            if rows:
-                yield first, rows
-            rows, first = [], number + 1
-            if line.strip():
-                yield number, None
-        elif not conllu or cells[0].isdigit():
-            if len(cells) < columns:
-                raise ValueError(f"{path}:{number}: {columns} columns expected, {len(cells)} found: {line[:80]!r}")
-            rows.append(cells)
 
 
 class Sentences(Arrays):

@@ -6,13 +6,12 @@ context.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from bert_jax import encoding, tables
+from bert_jax import arrow, decoding, encoding, tables
 from bert_jax.tokenizer import Tokenizer
 
 
@@ -26,31 +25,91 @@ class Question(NamedTuple):
     located: bool = True  # the first answer stands where it says
 
 
+FORM = "data > paragraphs > context, qas > id, question, answers > text, answer_start"
+
+
 def read(path: str) -> Iterator[Question]:
     """The questions of a file in SQuAD's form: data > paragraphs > context, qas > id, question, answers.
+
+    Parquet, Arrow and folders (see `arrow.paths`) hold a question a row: id, question, context, answers. An answer of
+    an empty text is no answer.
 
     Raises:
       ValueError: that says where the file is not of that form.
     """
+    if arrow.is_source(path):
+        for place, row in arrow.rows(path, ["id", "question", "context"]):
+            yield _question(place, row, _context(row, place))
+        return
+    content = tables.read_text(path)
     try:
-        content = json.loads(tables.read_text(path))
-    except json.JSONDecodeError as error:
+        found = decoding.json_value(content)
+    except ValueError as error:
         raise ValueError(f"{path}: no JSON: {error}") from None
-    place = path
-    try:
-        for article in content["data"]:
-            for paragraph in article["paragraphs"]:
-                for entry in paragraph["qas"]:
-                    place = f"{path}: question {entry['id']}"
-                    golds = [] if entry.get("is_impossible") else entry.get("answers", [])
-                    answers = tuple((gold["text"], int(gold["answer_start"])) for gold in golds)
-                    yield Question(str(entry["id"]), entry["question"], paragraph["context"], answers)
-    except (KeyError, TypeError, ValueError) as error:
-        said = f"no {error}" if isinstance(error, KeyError) else str(error)
-        raise ValueError(
-            f"{place}: not SQuAD's form, data > paragraphs > context, qas > id, question, answers > text, "
-            f"answer_start: {said}"
-        ) from None
+    for n, article in enumerate(_entries(found, "data", path)):
+        for m, paragraph in enumerate(_entries(article, "paragraphs", f"{path}: data[{n}]")):
+            place = f"{path}: data[{n}].paragraphs[{m}]"
+            for k, entry in enumerate(_entries(paragraph, "qas", place)):
+                yield _question(f"{place}.qas[{k}]", entry, _context(paragraph, place))
+
+
+def _context(paragraph: dict[str, Any], place: str) -> str:
+    return decoding.a_text(_field(paragraph, "context", place), f"{place}.context")
+
+
+def _question(place: str, entry: Any, context: str) -> Question:
+    name = _field(entry, "id", place)
+    if not isinstance(name, (str, int)) or isinstance(name, bool):
+        raise ValueError(f"{place}.id must be a text or a number, not {decoding.shown(name)}")
+    # Messages name a question by its id, which is quicker to find than its place.
+    where = f"{place.partition(': ')[0]}: question {name}"
+    text = decoding.a_text(_field(entry, "question", where), f"{where}: question")
+    impossible = entry.get("is_impossible")
+    if impossible not in (None, False, True):
+        raise ValueError(f"{where}: is_impossible must be true or false, not {decoding.shown(impossible)}")
+    return Question(str(name), text, context, () if impossible else tuple(_answers(entry.get("answers"), where)))
+
+
+def _answers(found: Any, where: str) -> Iterator[tuple[str, int]]:
+    if isinstance(found, dict) and isinstance(found.get("text"), list):  # as `datasets` keeps them, column by column
+        starts = found.get("answer_start")
+        if not isinstance(starts, list) or len(starts) != len(found["text"]):
+            raise ValueError(f"{where}: answers.text and answers.answer_start must be lists of one length")
+        found = [{"text": text, "answer_start": start} for text, start in zip(found["text"], starts, strict=True)]
+    if not isinstance(found, (list, type(None))):
+        raise ValueError(f"{where}: answers must be a list, not {decoding.shown(found)}; the form is {FORM}")
+    for number, gold in enumerate(found or []):
+        place = f"{where}: answers[{number}]"
+        text = decoding.a_text(_field(gold, "text", place), f"{place}.text")
+        start = _field(gold, "answer_start", place)
+        if isinstance(start, bool) or not (isinstance(start, int) or (isinstance(start, float) and start.is_integer())):
+            raise ValueError(f"{place}.answer_start must be a number of characters, not {decoding.shown(start)}")
+        if text:
+            yield text, int(start)
+
+
+def _field(found: Any, name: str, place: str) -> Any:
+    if not isinstance(found, dict) or name not in found:
+        there = f"there is {', '.join(map(str, found))}" if isinstance(found, dict) else f"not {decoding.shown(found)}"
+        raise ValueError(f"{place}: not SQuAD's form, {FORM}: {name!r} is expected, {there}"[:500])
+    return found[name]
+
+
+def _entries(found: Any, name: str, place: str) -> list[Any]:
+    entries = _field(found, name, place)
+    if not isinstance(entries, list):
+        shown = decoding.shown(entries)
+        raise ValueError(f"{place}: not SQuAD's form, {FORM}: {name!r} must be a list, not {shown}")
+    return entries
+
+
+def require_distinct(questions: Sequence[Question], path: str) -> None:
+    """Raises `ValueError` where two questions have one id: predictions are known by it, so one of them has none."""
+    known: set[str] = set()
+    for one in questions:
+        if one.id in known:
+            raise ValueError(f"{path}: two questions have the id {one.id!r}: predictions are scored by it, rename one")
+        known.add(one.id)
 
 
 class Shape(NamedTuple):
@@ -137,7 +196,10 @@ class Windows:
         number, start, stop = self.table[window, :3].tolist()
         first, context = len(self._asked[number]) + 2, self.questions[number].context
         siblings = self.table[self._first[number] : self._first[number + 1], 1:3]
-        best = most_context(siblings)[start:stop] == window - self._first[number]
+        own = window - self._first[number]
+        near = (siblings[:, 0] < stop) & (siblings[:, 1] > start)  # those that share a token with it
+        near[own] = True  # of an empty context, too
+        best = np.flatnonzero(near)[most_context(siblings[near] - start)][: stop - start] == own
         return Shape(first, first + stop - start + 1, self._read[context][1][start:stop], best, context)
 
 
