@@ -145,7 +145,7 @@ def check_files(cells: Sequence[Cell], data_dir: str) -> None:
         for run in cell.runs.values()
         for name in run.experiment.task.files()
     }
-    missing = {p: c for p, c in wanted.items() if not p.startswith("tfds:") and not files.path(p).exists()}
+    missing = {p: c for p, c in wanted.items() if not tables.is_there(p)}
     lines = "".join(f"\n  {path} (column {column})" for path, column in missing.items())
     require(not missing, f"these files are not there; name their folder with --data_dir, or fewer --columns:{lines}")
 

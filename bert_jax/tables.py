@@ -4,6 +4,7 @@ place."""
 from __future__ import annotations
 
 import csv
+import glob
 import io
 import json
 import os
@@ -43,6 +44,11 @@ def path_of(name: str, data_dir: str) -> str:
         return name
     path = os.path.join(data_dir, name)
     return next((path + ending for ending in ("", *ARCHIVES) if os.path.exists(path + ending)), path)
+
+
+def is_there(path: str) -> bool:
+    """Whether a path, as `path_of` gives it, leads to a file or folder, or is a pattern of some; TFDS is not asked."""
+    return path.startswith("tfds:") or files.path(path).exists() or bool(glob.glob(path, recursive=True))
 
 
 def plain(path: str) -> str:

@@ -58,6 +58,8 @@ def test_classes_have_their_names(tmp_path: pathlib.Path) -> None:
     assert TASK.read(str(tmp_path / "hub")) == TASK.read(str(tmp_path / "hub/data/train-*.parquet")) == wanted * 2
     hidden = table({"sentence": ["x"], "label": [-1]}, label=LABEL)
     assert tables.read(parquet(tmp_path / "h.parquet", hidden), ["label"])[0].cells["label"] == ""
+    assert tables.is_there(str(tmp_path / "hub/data/train-*.parquet"))
+    assert not tables.is_there(str(tmp_path / "hub/data/test-*.parquet"))
     assert tables.stem("hub/data/train-*.parquet") == tables.stem("saved/train/") == "train"
     assert tables.stem("data/test-00000-of-00001.parquet") == "test"
 
