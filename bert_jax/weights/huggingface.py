@@ -252,7 +252,8 @@ def _labels(values: Mapping[str, Any], params: Mapping[str, Any], file: str) -> 
     elif named is not None:
         listed = _in_order(named)
         require(listed is not None, f"{file}: label2id must give the classes 0, 1, 2 and so on, not {_short(named)}")
-    found = names.class_labels(params, listed, f"{file}: {'id2label' if numbered is not None else 'label2id'}")
+    texts = None if listed is None else ["" if label is None else str(label) for label in listed]
+    found = names.class_labels(params, texts, f"{file}: {'id2label' if numbered is not None else 'label2id'}")
     own = tuple(
         f"LABEL_{i}" if not label.strip() else label if found.index(label) == i else f"{label}_{i}"
         for i, label in enumerate(found)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import pathlib
 from collections.abc import Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import safetensors
@@ -29,6 +29,7 @@ _WORDS = "embeddings.word_embeddings.weight"  # every BERT has it, whatever stan
 _FLOATS = ("F64", "F32", "F16", "BF16")
 
 
+@runtime_checkable
 class Stored(Protocol):
     """Tensors by the names that they have in their files."""
 
