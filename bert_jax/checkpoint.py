@@ -300,12 +300,13 @@ def write_params(workdir: str, params: Any, step: int = 0) -> None:
         manager.save(step, args=ocp.args.Composite(**items))
 
 
-def initialise(params: Any, source: Any, *, task: Task, name: str) -> Any:
+def initialise(params: Any, source: Any, *, task: Task, name: str, whole: bool = False) -> Any:
     """`params` with the values of `source` (a tree of what `np.asarray` takes), laid out as `params` are.
 
     What `task` calls fresh keeps its own initial values, what it calls optional does so where `source` lacks it, and
-    what it calls unused may be left over; all else must be there on both sides, in the same shape. `name` is where
-    `source` comes from, for messages.
+    what it calls unused may be left over; all else must be there on both sides, in the same shape. A warning names what
+    starts anew and what is left over. With `whole` nothing starts anew. `name` is where `source` comes from, for
+    messages.
 
     Raises:
       ValueError: that lists what is missing, left over or of another shape.
@@ -314,6 +315,8 @@ def initialise(params: Any, source: Any, *, task: Task, name: str) -> Any:
     given = {path_of(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(source)}
     modules = {path.split("/")[0] for path in given}
     skipped = {*task.fresh, *(module for module in task.optional if module not in modules)}
+    if whole:
+        skipped = set()
 
     problems = []
     for path, leaf in wanted.items():
@@ -326,6 +329,17 @@ def initialise(params: Any, source: Any, *, task: Task, name: str) -> Any:
     left = [path for path in given if path not in wanted and path.split("/")[0] not in (*task.unused, *task.fresh)]
     problems += [f"{path} would be left over" for path in left]
     require(not problems, f"{name} does not fit this experiment:\n  " + "\n  ".join(problems[:12]))
+    here = {path.split("/")[0] for path in wanted}
+    anew, dropped = sorted(skipped & here), sorted((modules - here) | (skipped & modules))
+    if anew or dropped:
+        logging.warning(
+            "of %s: %s",
+            name,
+            "; ".join(
+                [f"{', '.join(anew)} starts anew, from random values"] * bool(anew)
+                + [f"its {', '.join(dropped)} is left out"] * bool(dropped)
+            ),
+        )
 
     def fill(keys: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
         path = path_of(keys)

@@ -7,9 +7,13 @@ import pathlib
 import tempfile
 from typing import Any, Literal, get_args
 
+from absl import logging
+
 from bert_jax import checkpoint, config, corpus, experiment, files, pretrained
 from bert_jax.config import nearest, require
 from bert_jax.pretrained import Pretrained
+from bert_jax.tasks.classify import Classify
+from bert_jax.tasks.tagging import Tag
 from bert_jax.tokenizer import Tokenizer
 from bert_jax.weights import huggingface, names, tf1
 
@@ -49,7 +53,15 @@ def convert(source: str, destination: str, to: str | None = None) -> str:
 
 
 def _write(found: Pretrained, vocabulary: Tokenizer, folder: pathlib.Path, to: str) -> None:
-    labels = tuple(getattr(found.task, "labels", ()))
+    labels = tuple(getattr(found.task, "names", getattr(found.task, "labels", ())))
+    problem = found.task.problem if isinstance(found.task, Classify) else ""
+    if found.pooling is not None:
+        logging.warning(
+            "%s: how it makes a vector of a text is not kept: name it, embed(texts, pooling=%r, normalize=%s)",
+            found.directory,
+            found.pooling.how,
+            found.pooling.normalized,
+        )
     if to == "workdir":
         _write_workdir(found, vocabulary, str(folder))
         return
@@ -62,9 +74,9 @@ def _write(found: Pretrained, vocabulary: Tokenizer, folder: pathlib.Path, to: s
         "the workdir as it is, or convert the run that its encoder comes from",
     )
     if to == "tf1":
-        tf1.write(folder, params, encoder, vocabulary, labels, found.length)
+        tf1.write(folder, params, encoder, vocabulary, labels, found.length, problem)
         return
-    architecture = huggingface.write(folder, params, encoder, vocabulary, labels, found.length)
+    architecture = huggingface.write(folder, params, encoder, vocabulary, labels, found.length, problem)
     (folder / "README.md").write_text(card(found, architecture), encoding="utf-8")
 
 
@@ -75,22 +87,35 @@ def _write_workdir(found: Pretrained, vocabulary: Tokenizer, workdir: str) -> No
 
 
 _CARD = """---
-library_name: transformers
-tags:
-- bert
-- bert_jax
+{front}
 ---
 
 # {name}
 
-A BERT of {layers} layers, hidden size {hidden}, {heads} heads and {vocab_size:,} embeddings, as `{architecture}`.
+A BERT of {layers} layers, hidden size {hidden}, {heads} heads and {vocab_size:,} embeddings, as `{architecture}`{kind}.
 
-    from transformers import AutoTokenizer, {architecture}
-    tokenizer = AutoTokenizer.from_pretrained(DIRECTORY)
-    model = {architecture}.from_pretrained(DIRECTORY)
+## Usage
 
-or with bert_jax: `bert_jax.load(DIRECTORY)`, and as a start of other runs `--config.init_from=DIRECTORY`.
+```python
+{usage}
+```
+
+or with bert_jax: `bert_jax.load("DIRECTORY")`, and as a start of other runs `--config.init_from=DIRECTORY`.
 """
+
+# By the class that is written: the hub's name of the task, and what asks the model.
+_PIPELINES = {
+    "BertForSequenceClassification": ("text-classification", 'ask("a text")'),
+    "BertForTokenClassification": ("token-classification", 'ask("Ada Lovelace lived in London.")'),
+    "BertForQuestionAnswering": ("question-answering", 'ask(question="Who wrote it?", context="Ada wrote it.")'),
+    "BertForPreTraining": ("fill-mask", 'ask("the capital of france is [MASK].")'),
+    "BertForMaskedLM": ("fill-mask", 'ask("the capital of france is [MASK].")'),
+    "BertModel": ("feature-extraction", 'ask("a text")'),
+}
+_KINDS = {
+    "multi_label_classification": ": each of its labels holds or not by itself, by a sigmoid",
+    "regression": ": its outputs are values, not classes",
+}
 
 _TRAINING = """
 ## Data
@@ -117,7 +142,24 @@ EXPERIMENT.py defines this experiment:
 def card(found: Pretrained, architecture: str) -> str:
     """The model card of a Hugging Face directory: what the model is, how to use it; of a run, how it was made."""
     sizes = {name: getattr(found.encoder, name) for name in ("layers", "hidden", "heads", "vocab_size")}
-    text = _CARD.format(name=found.experiment.name, architecture=architecture, **sizes)
+    pipeline, ask = _PIPELINES.get(architecture, ("", ""))
+    front = ["library_name: transformers", *([f"pipeline_tag: {pipeline}"] if pipeline else [])]
+    front += ["# What your data and the weights that you began with allow; the hub's names: apache-2.0, mit, ..."]
+    front += ["license: unknown", "tags:", "- bert", "- bert_jax"]
+    problem = found.task.problem if isinstance(found.task, Classify) else ""
+    text = _CARD.format(
+        front="\n".join(front),
+        name=found.experiment.name,
+        architecture=architecture,
+        kind=_KINDS.get(problem, ""),
+        usage=_usage(architecture, pipeline, ask, problem),
+        **sizes,
+    )
+    if isinstance(found.task, Tag):
+        text += (
+            "\nA word's tag is that of its first piece, in training and here: without "
+            '`aggregation_strategy="first"` the pieces of a word may get several.\n'
+        )
     if found.origin != "workdir":
         return text
     return text + _TRAINING.format(
@@ -125,6 +167,20 @@ def card(found: Pretrained, architecture: str) -> str:
         results="\n".join(f"- {name}: {value}" for name, value in found.scores.items()) or "The run was not finished.",
         experiment=json.dumps(config.to_dict(found.experiment), indent=1, ensure_ascii=False),
     )
+
+
+def _usage(architecture: str, pipeline: str, ask: str, problem: str) -> str:
+    """What uses the model by `transformers`."""
+    if not pipeline:
+        return (
+            f"from transformers import AutoTokenizer, {architecture}\n"
+            'tokenizer = AutoTokenizer.from_pretrained("DIRECTORY")\n'
+            f'model = {architecture}.from_pretrained("DIRECTORY")'
+        )
+    more = ', aggregation_strategy="first"' if pipeline == "token-classification" else ""
+    if problem == "multi_label_classification":
+        more = ", top_k=None"  # else the most probable label alone
+    return f'from transformers import pipeline\nask = pipeline("{pipeline}", model="DIRECTORY"{more})\n{ask}'
 
 
 def _data(task: Any) -> list[str]:

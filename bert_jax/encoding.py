@@ -43,6 +43,7 @@ def encode(
         build(lambda name, shape, dtype: arrays.setdefault(name, np.zeros(shape, dtype)))
     else:
         key = {"what": "tokens", "texts": cache.digest(*texts), "by": tokenizer.fingerprint, "offsets": offsets}
+        key |= {"rules": tokenizer.rules} if tokenizer.rules else {}
         arrays = cache.arrays(cache_dir, {**key, "format": FORMAT}, build)
     tokens, spans = np.asarray(arrays["tokens"]), np.asarray(arrays["offsets"])  # of a plain class: quick to cut
     ends = arrays["ends"].tolist()

@@ -83,7 +83,7 @@ def least_bytes(exp: Experiment) -> int:
 
 
 # What a run may change when it goes on: how it is computed and watched, not what is computed.
-RESUMABLE = ("every", "mesh", "predict", "encoder.scan", "encoder.remat")
+RESUMABLE = ("every", "mesh", "predict", "encoder.scan", "encoder.remat", "task.label_names")
 
 
 def resumable(name: str) -> bool:

@@ -72,7 +72,7 @@ def _weights(exp: Experiment) -> str:
     encoder = {name: value for name, value in fields if not experiment.resumable(f"encoder.{name}")}
     parts = [json.dumps(encoder, sort_keys=True), source.tokenizer.fingerprint if source.tokenizer else ""]
     if not exp.random_init:
-        folder = epath.Path(exp.init_from)
+        folder = epath.Path(source.directory)
         files = list(_trained(folder, exp.init_step) if source.origin == "workdir" else _published(folder))
         config.require(files, f"{folder} holds no weights")
         parts += [f"{path.name} {_content(str(path))}" for path in files]

@@ -4,88 +4,49 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, TypeVar, overload
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import rich.console
+import rich.progress
 from absl import logging
 
 from bert_jax import config, encoder, heads, pretrained, scores, tokenizer
 from bert_jax.config import nearest, require
 from bert_jax.experiment import Experiment
 from bert_jax.features import Frozen
+from bert_jax.predictions import Chosen, Entity, Filling, Hidden, Prediction, Tagged, Word
 from bert_jax.tasks.base import Source, pack
 from bert_jax.tasks.choice import Choice, Choices, Choose
 from bert_jax.tasks.classify import Classify
 from bert_jax.tasks.squad import Answer, Squad
 from bert_jax.tasks.tagging import Sentence, Sentences, Tag, Words
 from bert_jax.tasks.windows import Question, Windows
+from bert_jax.weights.names import POOLINGS, Pooling
 
+T = TypeVar("T")
 
-class Filling(NamedTuple):
-    """A candidate for a [MASK]: the piece, its probability, and the text with it in place."""
-
-    token: str
-    probability: float
-    text: str
-
-
-class Prediction(NamedTuple):
-    """A text's class and the probability of every class."""
-
-    label: str
-    probabilities: dict[str, float]
-
-
-class Word(NamedTuple):
-    """A word [start, stop) of a text, in characters, and its tag."""
-
-    text: str
-    start: int
-    stop: int
-    tag: str
-
-
-class Entity(NamedTuple):
-    """What words of one kind make up together, [start, stop) of the text."""
-
-    text: str
-    kind: str
-    start: int
-    stop: int
-
-
-class Tagged(NamedTuple):
-    """A text's words with their tags, and the entities that the tags mark, if they mark any."""
-
-    words: list[Word]
-    entities: list[Entity]
-
-
-class Chosen(NamedTuple):
-    """The number of the ending that fits best, from 0, and the probability of each."""
-
-    choice: int
-    probabilities: list[float]
-
-
-POOLINGS = ("mean", "cls")  # of a text's vectors, to one: see `Model.embed`
-
-
-class Hidden(NamedTuple):
-    """Hidden states of a batch of texts, padded to the longest with zeros."""
-
-    last: np.ndarray  # float32 [B, T, D], of the last layer
-    layers: np.ndarray | None  # float32 [S, B, T, D], of the S layers that were asked for; None: of none
-    mask: np.ndarray  # bool [B, T], True where there is a token
-    pieces: list[list[str]]  # the tokens, [CLS] and [SEP] included
+# By the head that a model is asked by: what it can do. The first that is there counts.
+_ABILITIES = {
+    "classifier": ("classify", "score"),
+    "tagger": ("tag",),
+    "span": ("answer",),
+    "choice": ("choose",),
+    "masked_lm": ("fill_mask", "next_token"),
+}
 
 
 class Model:
-    """Encoder, heads and tokenizer of a run. What it can do depends on the heads that were trained."""
+    """Encoder, heads and tokenizer of a run. What it can do depends on the heads that were trained: see `abilities`.
+
+    Calls of many texts show their progress on a terminal.
+    """
 
     def __init__(
         self,
@@ -94,17 +55,42 @@ class Model:
         vocabulary: tokenizer.Tokenizer,
         scores: Mapping[str, Any] | None = None,
         length: int | None = None,
+        pooling: Pooling | None = None,
     ) -> None:
         """`scores` are those of result.json; `length` is the longest sequence that `params` were trained on, in tokens,
-        by default that of the experiment's phases."""
+        by default that of the experiment's phases; `pooling` is what `embed` does unless it is told otherwise."""
         assert exp.encoder is not None
         self.experiment, self.params, self.tokenizer, self.scores = exp, params, vocabulary, dict(scores or {})
         self.config: config.Encoder = exp.encoder
+        self.pooling = pooling or Pooling("mean", normalized=False)
         self.length = max(phase.length for phase in exp.phases) if length is None else length
         self._states = jax.jit(functools.partial(_states, self.config), static_argnames="layers")
         self._pooled = jax.jit(functools.partial(_pooled, self.config), static_argnames=("layer", "pooling"))
         module = exp.task.module(self.config) if exp.task.frozen else heads.module_of(self.config, params)
         self._heads = jax.jit(functools.partial(module.apply, train=False)) if module else None
+
+    @property
+    def abilities(self) -> tuple[str, ...]:
+        """The names of the calls that its parts allow."""
+        found = next((calls for head, calls in _ABILITIES.items() if head in self.params), ())
+        if found[:1] == ("classify",):
+            task = self.experiment.task
+            found = found[int(isinstance(task, Classify) and task.problem == "regression") :][:1]
+        elif found[:1] == ("fill_mask",):
+            found = found[int(self.config.direction != "both") :][:1]
+        return ("encode", "embed", *found)
+
+    def __repr__(self) -> str:
+        task, c = self.experiment.task, self.config
+        labels = getattr(task, "names", getattr(task, "labels", ())) if "masked_lm" not in self.params else ()
+        shown = ", ".join(labels[:6]) + (f", ... {len(labels)} in all" if len(labels) > 6 else "")
+        kind = type(task).__name__ if len(self.abilities) > 2 else "no head"
+        millions = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(self.params)) / 1e6
+        return (
+            f"<bert_jax model {self.experiment.name!r}: {c.layers} layers, hidden size {c.hidden}, {c.heads} heads, "
+            f"{c.vocab_size:,} tokens, {millions:.1f} million parameters; {kind}{f' ({shown})' if shown else ''}; "
+            f"reads up to {self.length} tokens; can {', '.join(self.abilities)}>"
+        )
 
     @property
     def null_threshold(self) -> float:
@@ -122,8 +108,8 @@ class Model:
 
         The result has `last`, the last layer's, and in `layers` those of the numbers asked for, in that order: 0 is the
         embeddings' output, 1 the first layer, -1 the last; "all" are 0 to L. Each takes 4 * B * T * D bytes, of 1,000
-        texts of 512 tokens through BERT-Large 2.1 GB. Rows are padded: a mean over their tokens needs `mask`. For a
-        vector of each text, `embed` gives that and keeps nothing else.
+        texts of 512 tokens through BERT-Large 2.1 GB. Rows are padded to the longest of all texts, and a mean over them
+        that leaves out `mask` is no vector of a text: `embed` makes those, and keeps nothing else.
 
         Raises:
           ValueError: where there is no such layer, there are no texts, or pairs for a model of one segment type.
@@ -153,27 +139,44 @@ class Model:
     def embed(
         self,
         texts: str | Sequence[str | tuple[str, str]],
-        pooling: str = "mean",
+        pooling: str | None = None,
         layer: int = -1,
         batch_size: int = 32,
+        normalize: bool | None = None,
     ) -> np.ndarray:
         """A vector of each text, or pair of texts, float32 [N, D]; too long texts are cut, with a warning.
 
-        `pooling` "mean" is the mean over a text's tokens ([CLS] and [SEP] among them, padding not), "cls" the vector
-        of [CLS]. `layer` is 0 for the embeddings' output, 1 for the first layer, -1 for the last. Texts of like length
-        share a batch, and what a batch took is let go of before the next: beyond the result, memory does not grow.
+        Texts of like length share a batch, which is padded to its own longest, and what it took is let go of before the
+        next: beyond the result, memory does not grow.
+
+        Args:
+          texts: one or several.
+          pooling: "mean" is the mean over a text's tokens ([CLS] and [SEP] among them, padding not), "cls" the vector
+            of [CLS], "max" the greatest value at each of D over the tokens. None: as a sentence-transformers directory
+            says, else "mean".
+          layer: 0 for the embeddings' output, 1 for the first layer, -1 for the last.
+          batch_size: texts at a time.
+          normalize: whether each vector is scaled to a length of one. None: as such a directory says, else not.
 
         Raises:
-          ValueError: at an unknown pooling or layer, without texts, and at pairs for a model of one segment type.
+          ValueError: at an unknown pooling or layer, without texts, at pairs for a model of one segment type, and
+            without `pooling` where the directory says what is not done here.
 
         Example:
           >>> model.embed(["a text", "another"])  # [2, D]   # doctest: +SKIP
         """
+        require(
+            pooling is not None or not self.pooling.lacking, f"name a pooling: {self.pooling.lacking} is not done here"
+        )
+        pooling = self.pooling.how if pooling is None else pooling
         require(pooling in POOLINGS, f"no pooling {pooling!r}: {nearest(pooling, POOLINGS)}")
         compute = functools.partial(
             self._pooled, self.params["encoder"], layer=self.layer_number(layer), pooling=pooling
         )
-        return self._over(texts, batch_size, compute)
+        found = self._over(texts, batch_size, compute)
+        if self.pooling.normalized if normalize is None else normalize:
+            found /= np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12)
+        return found
 
     def layer_number(self, number: int) -> int:
         """The number of a layer, counted from 0, of one that may be counted from the end.
@@ -202,8 +205,16 @@ class Model:
         outputs: Any = self._heads({"params": self.params}, self._checked(batch))
         return {name: np.asarray(array) for name, array in outputs.items()}
 
-    def fill_mask(self, text: str, top: int = 5) -> list[Filling]:
-        """The most probable pieces for the [MASK] in `text`, best first.
+    @overload
+    def fill_mask(self, text: str, top: int = 5, batch_size: int = 32) -> list[Filling]: ...
+
+    @overload
+    def fill_mask(self, text: Sequence[str], top: int = 5, batch_size: int = 32) -> list[list[Filling]]: ...
+
+    def fill_mask(
+        self, text: str | Sequence[str], top: int = 5, batch_size: int = 32
+    ) -> list[Filling] | list[list[Filling]]:
+        """The most probable pieces for the [MASK] in `text`, best first; of several texts, a list for each.
 
         Raises:
           ValueError: where there is not exactly one [MASK], or the run trained no masked LM.
@@ -213,11 +224,17 @@ class Model:
             self.config.direction == "both",
             "a model that reads from left to right fills no [MASK]: ask for its next_token",
         )
-        parts = text.split("[MASK]")
-        require(len(parts) == 2, f"the text must hold [MASK] exactly once, not {len(parts) - 1} times: {text!r}")
-        # Raw text never yields special tokens, so the mask's place is set by hand.
-        before, after = (self.tokenizer.encode(part) for part in parts)
-        return self._fill("mlm_logits", 0, before, [self.tokenizer.mask], after, top)
+        texts = [text] if isinstance(text, str) else list(text)
+        require(bool(texts), "there are no texts")
+        rows = []
+        for one in texts:
+            parts = one.split("[MASK]")
+            require(len(parts) == 2, f"the text must hold [MASK] exactly once, not {len(parts) - 1} times: {one!r}")
+            # Raw text never yields special tokens, so the mask's place is set by hand.
+            before, after = (self.tokenizer.encode(part) for part in parts)
+            rows.append((before, [self.tokenizer.mask], after))
+        found = self._fill("mlm_logits", rows, top, batch_size)
+        return found[0] if isinstance(text, str) else found
 
     def next_token(self, text: str, top: int = 5) -> list[Filling]:
         """The most probable pieces to follow `text`, best first, by a left-to-right LM.
@@ -229,36 +246,46 @@ class Model:
             "masked_lm" in self.params and self.config.direction == "left_to_right",
             "this model has no left-to-right LM: load the workdir of a pre-training with task.objective=left_to_right",
         )
-        before = self.tokenizer.encode(text)
-        return self._fill("lm_logits", len(before), before, [], [], top)
+        return self._fill("lm_logits", [(self.tokenizer.encode(text), [], [])], top, 1)[0]
 
     def _fill(
-        self, logits: str, place: int, before: list[int], between: list[int], after: list[int], top: int
-    ) -> list[Filling]:
-        """What the logits of that name say at their `place`, put between `before` and `after`."""
-        ids = [self.tokenizer.cls, *before, *between, *after, self.tokenizer.sep]
+        self, logits: str, rows: Sequence[tuple[list[int], list[int], list[int]]], top: int, batch_size: int
+    ) -> list[list[Filling]]:
+        """What the logits of that name say of each row of tokens before, at and after a place."""
+        tokens = [[self.tokenizer.cls, *before, *at, *after, self.tokenizer.sep] for before, at, after in rows]
+        longest = max(map(len, tokens))
         require(
-            len(ids) <= self.length,
-            f"{len(ids)} tokens are too many for this model: it was trained on {self.length} at most",
+            longest <= self.length,
+            f"{longest} tokens are too many for this model: it was trained on {self.length} at most",
         )
-        length = self._length(len(ids))
-        tokens = np.full((1, length), self.tokenizer.pad, np.int32)
-        tokens[0, : len(ids)] = ids
-        batch = {
-            "tokens": tokens,
-            "segments": np.zeros_like(tokens),
-            "mask": np.arange(length)[None] < len(ids),
-            "positions": np.asarray([[len(before) + 1]], np.int32),
-        }
-        chances = np.asarray(jax.nn.softmax(self.outputs(batch)[logits][0, place, : self.tokenizer.vocab_size]))
-        return [
-            Filling(
-                self.tokenizer.pieces([int(best)])[0],
-                float(chances[best]),
-                self.tokenizer.decode([*before, int(best), *after]),
-            )
-            for best in np.argsort(-chances)[:top]
-        ]
+        count, found = _rows_of(len(rows), batch_size), [list[Filling]() for _ in rows]
+        order = np.argsort([len(one) for one in tokens], kind="stable")
+        for start in _watched(range(0, len(rows), count), len(rows)):
+            ids = order[np.minimum(np.arange(start, start + count), len(rows) - 1)]
+            length = self._length(len(tokens[ids[-1]]))
+            batch = {
+                "tokens": np.full((count, length), self.tokenizer.pad, np.int32),
+                "segments": np.zeros((count, length), np.int32),
+                "mask": np.zeros((count, length), bool),
+                "positions": np.asarray([[len(rows[number][0]) + 1] for number in ids], np.int32),
+            }
+            for row, number in enumerate(ids):
+                batch["tokens"][row, : len(tokens[number])] = tokens[number]
+                batch["mask"][row, : len(tokens[number])] = True
+            values = self.outputs(batch)[logits]
+            for row, number in enumerate(ids[: len(rows) - start]):
+                before, _, after = rows[number]
+                place = 0 if logits == "mlm_logits" else len(before)
+                chances = np.asarray(jax.nn.softmax(values[row, place, : self.tokenizer.vocab_size]))
+                found[number] = [
+                    Filling(
+                        self.tokenizer.pieces([int(best)])[0],
+                        float(chances[best]),
+                        self.tokenizer.decode([*before, int(best), *after]),
+                    )
+                    for best in np.argsort(-chances)[:top]
+                ]
+        return found
 
     def classify(self, texts: str | Sequence[str | tuple[str, str]], batch_size: int = 32) -> list[Prediction]:
         """The class of each text, or pair of texts; too long ones are cut, with a warning.
@@ -269,22 +296,38 @@ class Model:
         task = self.experiment.task
         require(isinstance(task, Classify), "this model has no classifier: load the workdir of a fine-tuning run")
         assert isinstance(task, Classify)
-        require(bool(task.labels), "this model gives a score, no class: ask it with `score`")
-        chances = _softmax(self._over(texts, batch_size, self._logits))
+        require(task.problem != "regression", "this model gives a score, no class: ask it with `score`")
+        logits = self._over(texts, batch_size, self._logits)
+        several = task.problem == "multi_label_classification"
+        chances = 1 / (1 + np.exp(-logits.astype(np.float64))) if several else _softmax(logits)
         return [
-            Prediction(task.labels[int(row.argmax())], dict(zip(task.labels, row.tolist(), strict=True)))
+            Prediction(task.names[int(row.argmax())], dict(zip(task.names, row.tolist(), strict=True)))
             for row in chances
         ]
 
-    def score(self, texts: str | Sequence[str | tuple[str, str]], batch_size: int = 32) -> list[float]:
+    def score(
+        self, texts: str | Sequence[str | tuple[str, str]], batch_size: int = 32
+    ) -> list[float] | list[dict[str, float]]:
         """The value that a regression gives each text, or pair of texts; too long ones are cut, with a warning.
+
+        A regression of several values gives them by their names. Of a classifier with a single output, which is a
+        probability (as a published re-ranker's), it is that.
 
         Raises:
           ValueError: where the run trained no regression.
         """
         task = self.experiment.task
-        require(isinstance(task, Classify) and not task.labels, "this model has no regression: load that run's workdir")
-        return self._over(texts, batch_size, self._logits)[:, 0].tolist()
+        require(
+            isinstance(task, Classify) and (task.problem == "regression" or len(task.labels) == 1),
+            "this model has no regression: load that run's workdir",
+        )
+        assert isinstance(task, Classify)
+        if task.problem != "regression":
+            return [next(iter(one.probabilities.values())) for one in self.classify(texts, batch_size)]
+        values = self._over(texts, batch_size, self._logits)
+        if task.labels:
+            return [dict(zip(task.names, row.tolist(), strict=True)) for row in values]
+        return values[:, 0].tolist()
 
     def answer(self, questions: Sequence[tuple[str, str]], batch_size: int = 32) -> list[Answer]:
         """For each question and context, the spans of the context that may answer it, best first.
@@ -365,12 +408,28 @@ class Model:
         return [Chosen(int(row.argmax()), row.tolist()) for row in _softmax(self._kept(source, batch_size)["logits"])]
 
     def _kept(self, source: Source, batch_size: int) -> dict[str, np.ndarray]:
-        """What the task keeps of every example, in order, computed in batches of one shape."""
-        batch_size, found = _rows_of(len(source), batch_size), []
-        for start in range(0, len(source), batch_size):
-            ids = np.minimum(np.arange(start, start + batch_size), len(source) - 1)
-            found.append(jax.device_get(self._kept_of(source.batch(ids))))
-        return {name: np.concatenate([part[name] for part in found])[: len(source)] for name in found[0]}
+        """What the task keeps of every example, in order.
+
+        Examples of like length share a batch, cut to its own longest; arrays of shorter ones are filled up with zeros.
+        """
+        count, parts = _rows_of(len(source), batch_size), []
+        sizes = getattr(source, "sizes", None)
+        order = np.arange(len(source)) if sizes is None else np.argsort(sizes, kind="stable")
+        for start in _watched(range(0, len(source), count), len(source)):
+            ids = order[np.minimum(np.arange(start, start + count), len(source) - 1)]
+            batch = source.batch(ids)
+            if sizes is not None and "mask" in batch:
+                full, length = batch["mask"].shape[-1], self._length(int(sizes[ids].max()))
+                batch = {k: v[..., :length] if v.ndim > 1 and v.shape[-1] == full else v for k, v in batch.items()}
+            parts.append((ids, jax.device_get(self._kept_of(batch))))
+        found = {}
+        for name, first in parts[0][1].items():
+            shape = np.max([part[name].shape[1:] for _, part in parts], axis=0, initial=0).astype(int)
+            found[name] = np.zeros((len(source), *shape), first.dtype)
+            for ids, part in parts:
+                place: Any = (ids, *map(slice, part[name].shape[1:]))
+                found[name][place] = part[name]  # the rows that fill up the last batch repeat an example
+        return found
 
     def _kept_of(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
         assert self._heads is not None
@@ -405,7 +464,7 @@ class Model:
         count = _rows_of(len(rows), batch_size)
         order = np.argsort([sum(map(len, row)) for row in rows], kind="stable")
         cut = 0
-        for start in range(0, len(rows), count):
+        for start in _watched(range(0, len(rows), count), len(rows)):
             ids = order[start : start + count]
             parts = [[self.tokenizer.encode(text) for text in rows[number]] for number in ids]
             sizes = [sum(len(part) + 1 for part in row) + 1 for row in parts]
@@ -444,6 +503,18 @@ class Model:
         return dict(batch)
 
 
+MANY = 256  # texts, of which the progress is shown
+
+
+def _watched(steps: Sequence[T], count: int) -> Iterator[T]:
+    """The steps through `count` texts, with a bar where these are many and somebody looks at a terminal."""
+    if count < MANY or not sys.stderr.isatty():
+        yield from steps
+        return
+    console = rich.console.Console(stderr=True)
+    yield from rich.progress.track(steps, f"{count:,} texts", console=console, transient=True)
+
+
 def _rows_of(examples: int, batch_size: int) -> int:
     """The rows of a batch, where there are so many examples: few shapes are few compilations."""
     require(batch_size > 0, f"batch_size must be above 0, not {batch_size}")
@@ -473,6 +544,8 @@ def _pooled(
     states = _states(size, params, tokens, segments, mask, (layer,))[0]
     if pooling == "cls":
         return states[:, 0]
+    if pooling == "max":
+        return jnp.where(mask[:, :, None], states, -jnp.inf).max(axis=1)
     weights = mask[:, :, None].astype(jnp.float32)
     return (states * weights).sum(axis=1) / weights.sum(axis=1)  # not a product of matrices, which TPUs round
 
@@ -490,9 +563,15 @@ def load(directory: str) -> Model:
     require(source.tokenizer is not None, f"{directory} holds no tokenizer: put the vocab.txt of its weights there")
     assert source.tokenizer is not None
     params = source.params()
+    head = next((head for head in _ABILITIES if head in params), None)
+    others = [one for one in (*_ABILITIES, "next_sentence") if one in params and one != head]
+    others = [one for one in others if (head, one) != ("masked_lm", "next_sentence")]
+    if others:
+        logging.warning("of %s: its %s is left out, the model is asked by its %s", directory, ", ".join(others), head)
+        params = {name: leaf for name, leaf in params.items() if name not in others}
     # Array by array: what is on the device needs no copy on the host.
     params = jax.tree.map(lambda leaf: jax.block_until_ready(jnp.asarray(np.asarray(leaf))), params)
-    return Model(source.experiment, params, source.tokenizer, source.scores, source.length)
+    return Model(source.experiment, params, source.tokenizer, source.scores, source.length, source.pooling)
 
 
 # Words within a text: letters and digits, joined by a mark between two of them, or any other character by itself.

@@ -113,7 +113,7 @@ def find_tokenizer(exp: Experiment, workdir: str = "") -> Tokenizer:
     if workdir:
         with contextlib.suppress(FileNotFoundError):  # it begins, or was killed before it wrote it
             found["the workdir"] = tokenizer.load(files.path(workdir) / "tokenizer")
-    if exp.init_from and files.path(exp.init_from).exists():  # a run that goes on may have lost it
+    if exp.init_from and pretrained.exists(exp.init_from):  # a run that goes on may have lost it
         source = pretrained.open(exp.init_from).tokenizer
         if source is not None:
             found["init_from"] = source

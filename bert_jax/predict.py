@@ -10,11 +10,12 @@ from typing import Any
 
 from bert_jax import decoding
 from bert_jax.config import nearest, require
-from bert_jax.model import POOLINGS, Model
+from bert_jax.model import Model
 from bert_jax.tasks.choice import Choose
 from bert_jax.tasks.classify import Classify
 from bert_jax.tasks.squad import Squad
 from bert_jax.tasks.tagging import Tag
+from bert_jax.weights.names import POOLINGS
 
 VECTORS = (*POOLINGS, "tokens")  # of a text, or of each of its tokens: see `embeddings`
 
@@ -102,8 +103,9 @@ def answers(model: Model, lines: Sequence[Line], top: int = 5, null_threshold: f
 
     A pre-training run fills in the [MASK] of a "text"; a classifier labels and a regression scores a "text" and perhaps
     its "pair"; a tagger tags a "text"; to a "question" and its "context" there is an answer, with its place in the
-    context, "" where the odds of no answer are above `null_threshold` (by default the model's own); of a "context" and
-    its "endings" one is chosen. A line that cannot be answered has the number of its "line" and an "error".
+    context, "" where the odds of no answer are above `null_threshold` (by default the model's own, of a model that was
+    not trained on questions without one, none); of a "context" and its "endings" one is chosen. A line that cannot be
+    answered has the number of its "line" and an "error".
 
     Raises:
       UnansweredError: after all answers, where a line has none; it names the first.
@@ -209,17 +211,20 @@ def _ask(
 ) -> Iterator[dict[str, Any]]:
     task, size = model.experiment.task, len(rows)
     if isinstance(task, Classify):
-        if task.labels:
-            yield from (one._asdict() for one in model.classify(_texts(rows), size))
+        if task.problem == "regression":
+            name = "scores" if task.labels else "score"
+            yield from ({name: score} for score in model.score(_texts(rows), size))
         else:
-            yield from ({"score": score} for score in model.score(_texts(rows), size))
+            several = task.problem == "multi_label_classification"
+            for found in model.classify(_texts(rows), size):
+                yield {**found._asdict(), **({"labels": found.labels} if several else {})}
     elif isinstance(task, Squad):
         for answer in model.answer([(row["question"], row["context"]) for row in rows], size):
             best = next((one for one in answer.candidates if one.text), None)
-            limit = model.null_threshold if null_threshold is None else null_threshold
-            none = best is None or (task.unanswerable and answer.null_odds > limit)
+            limit = model.null_threshold if task.unanswerable and null_threshold is None else null_threshold
+            none = best is None or (limit is not None and answer.null_odds > limit)
             place = {} if none or best is None else {"start": best.start, "end": best.stop, "score": best.probability}
-            odds = {"null_odds": answer.null_odds} if task.unanswerable else {}
+            odds = {} if limit is None else {"null_odds": answer.null_odds}
             yield {"answer": "" if none or best is None else best.text, **place, **odds}
     elif isinstance(task, Tag):
         for tagged in model.tag([row["text"] for row in rows], size):

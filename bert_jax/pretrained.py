@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import pathlib
+import re
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -23,7 +25,7 @@ from bert_jax.tasks.squad import Squad
 from bert_jax.tasks.tagging import Tag
 from bert_jax.tokenizer import Tokenizer
 from bert_jax.weights import huggingface, tf1
-from bert_jax.weights.names import Lazy, Published
+from bert_jax.weights.names import Lazy, Pooling, Published
 
 # The reference reads SQuAD in windows of 384 tokens, 128 apart, beside 64 tokens of a question at most. In shorter
 # windows these keep their proportions, so that windows overlap.
@@ -41,6 +43,7 @@ class Pretrained:
     task: Task | None  # None: an encoder alone
     read: Callable[[], dict[str, Any]]  # the parameters as they lie there
     step: int = 0  # of a workdir, the checkpoint's
+    pooling: Pooling | None = None  # of a sentence-transformers directory: how it makes a vector of a text
 
     @property
     def experiment(self) -> Experiment:
@@ -99,14 +102,59 @@ class Pretrained:
         return tree
 
 
+def find(directory: str) -> str:
+    """The directory that is meant where somebody names weights: itself, or what stands for it.
+
+    That is the folder of a file of weights or of a checkpoint's prefix, "~" for one's home, the one snapshot in a
+    folder of the hub's cache, and the Transformer of a sentence-transformers directory. Nothing is downloaded.
+
+    Raises:
+      ValueError: where there is no such directory, or several are meant.
+    """
+    path = str(directory)
+    if "://" in path:
+        return path
+    folder = pathlib.Path(path).expanduser()
+    if folder.is_file() or folder.with_name(folder.name + ".index").is_file():
+        folder = folder.parent
+    snapshots = sorted(one for one in folder.glob("snapshots/*") if one.is_dir())
+    if snapshots and not (folder / "config.json").exists():
+        main = folder / "refs" / "main"
+        named = folder / "snapshots" / main.read_text().strip() if main.exists() else snapshots[0]
+        require(
+            named in snapshots and (main.exists() or len(snapshots) == 1),
+            f"{folder} holds the snapshots {', '.join(one.name for one in snapshots)}: name one of them",
+        )
+        folder = named
+    inner = sorted(one.parent for one in folder.glob("0_*/config.json"))
+    if inner and (folder / "modules.json").exists() and not (folder / "config.json").exists():
+        folder = inner[0]
+    hint = ""
+    if any((folder.parent / name).exists() for name in ("config.json", "bert_config.json")):
+        hint = f"; name the directory of the weights, as in {folder.parent}"
+    elif re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path):
+        hint = "; nothing is downloaded: get a model of the hub with `hf download NAME`, and name the folder it prints"
+    require(folder.exists(), f"there is no directory {path}{hint}")
+    return path if folder == pathlib.Path(path) else str(folder)
+
+
+def exists(directory: str) -> bool:
+    """Whether something lies where somebody names weights."""
+    try:
+        return bool(files.path(find(directory)).exists())
+    except ValueError:
+        return False
+
+
 def open(directory: str, step: int | None = None) -> Pretrained:
-    """The weights in `directory`: a run's workdir, a Hugging Face directory, or a TF1 checkpoint's.
+    """The weights in `directory`: a run's workdir, a Hugging Face directory, or a TF1 checkpoint's; see `find`.
 
     `step` is for a workdir: which of its checkpoints; None is the last.
 
     Raises:
       ValueError: where it is none of these, or its files are missing, damaged or contradict each other.
     """
+    directory = find(directory)
     folder = files.path(directory)
     if (folder / "config.json").exists():
         values = config.read_json(folder / "config.json")
@@ -147,11 +195,12 @@ def _published(
             f"vocab_size={found.encoder.vocab_size}",
         )
     task = _task(found, _length(directory))
-    return Pretrained(origin, directory, found.encoder, vocabulary, task, lambda: found.params)
+    return Pretrained(origin, directory, found.encoder, vocabulary, task, lambda: found.params, pooling=found.pooling)
 
 
 def _length(directory: str, step: int | None = None, seen: frozenset[str] = frozenset()) -> int:
     """As `Pretrained.length`, from configs alone; 0 where there is none. `seen` are runs that started from this one."""
+    directory = find(directory)
     folder = files.path(directory)
     if (folder / "bert_config.json").exists() and not (folder / "config.json").exists():
         return tf1.read_length(str(files.local(directory)))
@@ -206,7 +255,10 @@ def _last_step(directory: str) -> int:
 def _task(found: Published, length: int) -> Task | None:
     """The task that published heads belong to, without its data; None for an encoder alone. `length` is theirs."""
     if "classifier" in found.params:  # of one output, a regression
-        return Classify(train="", dev=("",), labels=found.labels if len(found.labels) > 1 else ())
+        problem: Any = found.problem_type if found.problem_type else "" if len(found.labels) > 1 else "regression"
+        value = problem == "regression" and len(found.labels) == 1  # of one value, which needs no name
+        problem = "" if value or problem == "single_label_classification" else problem  # as our own runs have it
+        return Classify(train="", dev=("",), labels=() if value else found.labels, problem_type=problem)
     if "tagger" in found.params:
         return Tag(train="", dev=("",), labels=found.labels)
     if "span" in found.params:

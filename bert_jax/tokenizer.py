@@ -6,13 +6,14 @@ Words are cut into pieces by the `tokenizers` library; what a word is, words.py 
 from __future__ import annotations
 
 import abc
+import functools
 import hashlib
 import itertools
 import json
 import os
 import pathlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,15 +21,16 @@ import sentencepiece
 import tokenizers
 from sentencepiece import sentencepiece_model_pb2, sentencepiece_pb2
 
-from bert_jax import decoding, files, words
+from bert_jax import files, tokenizer_files, words
 from bert_jax.config import require
+from bert_jax.tokenizer_files import Added
 
-SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+SPECIAL = tokenizer_files.SPECIAL
 MAX_WORD = 200  # characters; a longer word is [UNK]
 
 
 class Tokenizer(abc.ABC):
-    """What both kinds share. Picklable; two tokenizers with one `fingerprint` give the same ids for every text."""
+    """What both kinds share. Picklable; two with one `fingerprint` and `rules` give the same ids for every text."""
 
     lower: bool  # whether text is lower-cased
     pad: int  # ids of the special tokens
@@ -38,6 +40,7 @@ class Tokenizer(abc.ABC):
     mask: int
     continuation: np.ndarray  # bool [V]: the piece continues a word; False for the special tokens
     fingerprint: str  # sha256, hexadecimal, of vocabulary and casing
+    rules: str = ""  # what else its tokens follow from
 
     def __init__(self, pieces: Sequence[str]):
         self._pieces = list(pieces)
@@ -75,10 +78,10 @@ class Tokenizer(abc.ABC):
         `path` is a directory, in which the file gets its usual name, or a file (`*.txt`, for SentencePiece `*.model`).
         """
 
-    def _save(self, path: str | os.PathLike, name: str, content: bytes) -> None:
+    def _save(self, path: str | os.PathLike, name: str, content: bytes, **more: Any) -> None:
         file = files.path(path)
         file = file if file.suffix == pathlib.Path(name).suffix else file / name
-        config = json.dumps({"do_lower_case": self.lower}, indent=2)
+        config = json.dumps({"do_lower_case": self.lower, **more}, indent=2, ensure_ascii=False)
         files.write(file.with_name("tokenizer_config.json"), config + "\n")
         files.write(file, content)
 
@@ -86,33 +89,65 @@ class Tokenizer(abc.ABC):
 class WordPiece(Tokenizer):
     """The reference's tokenizer over a vocabulary of pieces, in the order of their ids; `##` marks a continuation.
 
+    Of pieces that are alike the last counts, and an empty one is no token. Published tokenizers may depart from the
+    reference's in what the keywords say.
+
     Raises:
-      ValueError: where a special token is missing, or a piece is empty or there twice.
+      ValueError: where a special token, or one of `added`, is missing.
     """
 
-    def __init__(self, pieces: Sequence[str], lower: bool):
+    def __init__(
+        self,
+        pieces: Sequence[str],
+        lower: bool,
+        *,
+        strip_accents: bool | None = None,
+        longest_word: int | None = None,
+        added: Iterable[Added] = (),
+    ):
+        """
+        Args:
+          pieces: the vocabulary.
+          lower: whether text is lower-cased.
+          strip_accents: whether accents go; None: as `lower`.
+          longest_word: characters; a longer word is [UNK]. None: `MAX_WORD`.
+          added: tokens among `pieces` that are cut out of the text first, as they stand there.
+        """
         super().__init__(pieces)
-        self.lower = lower
-        index = {piece: i for i, piece in enumerate(self._pieces)}
-        missing = [token for token in SPECIAL if token not in index]
+        self.lower, self.strip_accents = lower, lower if strip_accents is None else strip_accents
+        self.longest_word, self.added = longest_word or MAX_WORD, tuple(added)
+        index = {piece: i for i, piece in enumerate(self._pieces) if piece}
+        missing = [token for token in (*SPECIAL, *(one.content for one in self.added)) if token not in index]
         require(
             not missing, f"no {', '.join(missing)} in it: a BERT vocabulary has {', '.join(SPECIAL)}, a token a line"
         )
-        require("" not in index, f"line {index.get('', 0) + 1} is empty: a vocabulary has a token on every line")
-        if len(index) < len(self._pieces):
-            second = next(i for i, piece in enumerate(self._pieces) if index[piece] != i)
-            piece = self._pieces[second]
-            raise ValueError(f"lines {second + 1} and {index[piece] + 1} are both {piece!r}: a token has one id")
         self.pad, self.unk, self.cls, self.sep, self.mask = (index[token] for token in SPECIAL)
         self.continuation = np.array([piece.startswith("##") for piece in self._pieces])
-        content = "\n".join([f"WordPiece lower={lower}", *self._pieces])
-        self.fingerprint = hashlib.sha256(content.encode()).hexdigest()
-        self._model = tokenizers.models.WordPiece(index, unk_token="[UNK]", max_input_chars_per_word=MAX_WORD)
+        head = f"WordPiece lower={lower}"
+        if self.strip_accents != lower:
+            head += f" strip_accents={self.strip_accents}"
+        if self.added:
+            head += f" added={json.dumps(sorted(self.added))}"
+        # The reference has 200, `transformers` 100: a word between them is in no vocabulary, and those of the two fit.
+        if self.longest_word in (100, MAX_WORD):
+            self.rules = "" if self.longest_word == MAX_WORD else f"longest_word={self.longest_word}"
+        else:
+            head += f" longest_word={self.longest_word}"
+        self.fingerprint = hashlib.sha256("\n".join([head, *self._pieces]).encode()).hexdigest()
+        self._model = tokenizers.models.WordPiece(index, unk_token="[UNK]", max_input_chars_per_word=self.longest_word)
         self._ids = words.Memo(self._cut)
         self._aligned = words.Memo(self._align, limit=1 << 16)
+        self._added = {one.content.lower() if lower and one.folds else one.content: one for one in self.added}
+        self._numbers = {content: index[one.content] for content, one in self._added.items()}
+        self._apart = re.compile("|".join(_pattern(one, lower) for one in sorted(self.added, key=_shortest_last)))
 
     def __reduce__(self) -> tuple:
-        return WordPiece, (self._pieces, self.lower)
+        more: dict[str, Any] = {
+            "strip_accents": self.strip_accents,
+            "longest_word": self.longest_word,
+            "added": self.added,
+        }
+        return functools.partial(WordPiece, **more), (self._pieces, self.lower)
 
     def _cut(self, word: str) -> list[int]:
         """Greedy longest match first."""
@@ -124,7 +159,7 @@ class WordPiece(Tokenizer):
     def _align(self, chunk: str) -> list[tuple[int, int, int]]:
         """(id, start, end) of each token of a text without white space."""
         tokens = []
-        for word, spans in words.aligned(chunk, self.lower):
+        for word, spans in words.aligned(chunk, self.lower, self.strip_accents):
             ids = self._ids[word]
             lengths = [len(self._pieces[i].removeprefix("##")) for i in ids] if ids != [self.unk] else [len(word)]
             ends = list(itertools.accumulate(lengths))
@@ -134,23 +169,73 @@ class WordPiece(Tokenizer):
         return tokens
 
     def encode(self, text: str) -> list[int]:
-        return list(itertools.chain.from_iterable(map(self._ids.__getitem__, words.split(text, self.lower))))
+        ids: list[int] = []
+        for start, stop, added in self._parts(text):
+            if added is None:
+                found = words.split(text[start:stop] if self.added else text, self.lower, self.strip_accents)
+                ids += itertools.chain.from_iterable(map(self._ids.__getitem__, found))
+            else:
+                ids.append(added)
+        return ids
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         ids, spans = [], []
-        for chunk in words.CHUNK.finditer(text):
-            origin = chunk.start()
-            for i, start, end in self._aligned[chunk[0]]:
-                ids.append(i)
-                spans.append((origin + start, origin + end))
+        for first, last, added in self._parts(text):
+            if added is not None:
+                ids.append(added)
+                spans.append((first, last))
+                continue
+            for chunk in words.CHUNK.finditer(text, first, last):
+                origin = chunk.start()
+                for i, start, end in self._aligned[chunk[0]]:
+                    ids.append(i)
+                    spans.append((origin + start, origin + end))
         return ids, spans
+
+    def _parts(self, text: str) -> Iterator[tuple[int, int, int | None]]:
+        """The text in parts [start, stop): added tokens with their numbers, and what stands between them."""
+        end = 0
+        for match in self._apart.finditer(text) if self.added else ():
+            yield end, match.start(), None
+            number = self._numbers.get(match[0])
+            yield *match.span(), self._numbers[match[0].lower()] if number is None else number
+            end = match.end()
+        yield end, len(text), None
 
     def decode(self, ids: Iterable[int]) -> str:
         text = " ".join(self.pieces(i for i in ids if i not in (self.pad, self.cls, self.sep))).replace(" ##", "")
         return _LOOSE.sub(lambda match: match[0].strip(), text.removeprefix("##"))
 
     def save(self, path: str | os.PathLike) -> None:
-        self._save(path, "vocab.txt", "".join(piece + "\n" for piece in self._pieces).encode())
+        more: dict[str, Any] = {}
+        if self.strip_accents != self.lower:
+            more["strip_accents"] = self.strip_accents
+        if self.longest_word != MAX_WORD:
+            more["max_input_chars_per_word"] = self.longest_word
+        if self.added:
+            more["added_tokens_decoder"] = self.added_tokens()
+        self._save(path, "vocab.txt", "".join(piece + "\n" for piece in self._pieces).encode(), **more)
+
+    def added_tokens(self) -> dict[str, dict[str, Any]]:
+        """The added tokens by their numbers, as tokenizer_config.json has them."""
+        return {
+            str(self._numbers[content]): {
+                **{"content": one.content, "normalized": one.folds, "single_word": one.word},
+                **{"lstrip": False, "rstrip": False, "special": not one.folds},
+            }
+            for content, one in self._added.items()
+        }
+
+
+def _pattern(token: Added, lower: bool) -> str:
+    """What finds an added token in raw text."""
+    text = re.escape(token.content)
+    text = f"(?i:{text})" if lower and token.folds else text
+    return rf"(?<!\w){text}(?!\w)" if token.word else text
+
+
+def _shortest_last(token: Added) -> int:
+    return -len(token.content)
 
 
 # Spaces that nobody would write: before a closing mark, after an opening one, in "don ' t", between Han characters.
@@ -244,48 +329,50 @@ def encodable(text: str) -> str:
 
 
 def load(path: str | os.PathLike, lower: bool | None = None) -> Tokenizer:
-    """The tokenizer of a `vocab.txt`, a SentencePiece `*.model`, or a directory that holds one of them.
+    """The tokenizer of a `vocab.txt`, a SentencePiece `*.model`, or a directory that holds one of them or a WordPiece
+    `tokenizer.json`.
 
-    `lower` decides the casing. Without it, `tokenizer_config.json` beside the file does ("do_lower_case", the name in
-    published directories), and without that the vocabulary: a piece that lower-casing would change means cased, and a
-    SentencePiece model says by itself whether it folds case.
+    What stands beside the file is followed: casing and accents, the longest word, added tokens (see
+    `tokenizer_files.read`). `lower` decides the casing. Without it those files do, and without them the vocabulary: a
+    piece that lower-casing would change means cased, and a SentencePiece model says by itself whether it folds case.
 
     Raises:
       FileNotFoundError: no such file, or nothing to load in the directory.
-      ValueError: names the file and what is wrong with it.
+      ValueError: names the file and what is wrong with it, or what it says that ours cannot follow.
     """
     file = files.local(path)
     if file.is_dir():
-        candidates = [file / "vocab.txt"] if (file / "vocab.txt").exists() else sorted(file.glob("*.model"))
+        named = [file / name for name in ("vocab.txt", "tokenizer.json") if (file / name).exists()]
+        candidates = named[:1] if named and not _other_model(named[0]) else sorted(file.glob("*.model"))
         if not candidates:
+            require(not named, f"{file}: its tokenizer.json is no WordPiece, and there is no SentencePiece *.model")
             raise FileNotFoundError(f"{file}: neither a vocab.txt nor a *.model in it")
         names = ", ".join(candidate.name for candidate in candidates)
         require(len(candidates) == 1, f"{file}: which of {names}? name the file itself")
         file = candidates[0]
-    content = file.read_bytes()
-    require(bool(content), f"{file}: the file is empty")
-    if lower is None:
-        lower = _saved_casing(file.with_name("tokenizer_config.json"))
-    if file.suffix != ".model":
-        pieces = decoding.text(content, file).removesuffix("\n").split("\n")
+    if file.suffix == ".model":
+        content = file.read_bytes()
+        require(bool(content), f"{file}: the file is empty")
+        try:
+            return SentencePiece(content, tokenizer_files.read_casing(file.parent) if lower is None else lower)
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from None
+    stated = tokenizer_files.read(file.parent)
+    pieces = stated.pieces if file.suffix == ".json" else tokenizer_files.lines(file.read_bytes(), file)
+    assert pieces is not None
+    pieces = tokenizer_files.with_added(pieces, stated.added, file)
+    lower = stated.lower if lower is None else lower
+    lower = not _cased(pieces) if lower is None else lower
+    more: dict[str, Any] = {"strip_accents": stated.strip_accents, "longest_word": stated.longest_word}
     try:
-        if file.suffix == ".model":
-            return SentencePiece(content, lower)
-        return WordPiece(pieces, not _cased(pieces) if lower is None else lower)
+        return WordPiece(pieces, lower, added=stated.added.values(), **more)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
 
 
-def _saved_casing(file: pathlib.Path) -> bool | None:
-    """The casing that a tokenizer_config.json states; None where there is none."""
-    if not file.exists():
-        return None
-    try:
-        lower = json.loads(file.read_bytes()).get("do_lower_case")
-    except (ValueError, AttributeError):
-        raise ValueError(f"{file}: not a JSON object") from None
-    require(lower is None or isinstance(lower, bool), f"{file}: do_lower_case must be true or false, not {lower!r}")
-    return lower
+def _other_model(file: pathlib.Path) -> bool:
+    """Whether a tokenizer.json holds no WordPiece, so that what lies beside it is the vocabulary."""
+    return file.name == "tokenizer.json" and tokenizer_files.kind_of(file) != "WordPiece"
 
 
 def _cased(pieces: Iterable[str]) -> bool:

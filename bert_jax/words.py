@@ -82,15 +82,18 @@ _SPACE = " \t\n\r\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 CHUNK = re.compile(f"[{HAN}]|[^{_SPACE}{HAN}]+")
 
 
-def split(text: str, lower: bool) -> list[str]:
+def split(text: str, lower: bool, strip: bool | None = None) -> list[str]:
     """The reference's BasicTokenizer: cleaned, lower-cased and without accents where `lower`, cut at punctuation.
+
+    `strip` says whether accents go, where that is not as `lower`, as in some published tokenizers.
 
     Source: PAPER item 17, google-research/bert `tokenization.py`.
     """
     text = text.translate(_CLEAN)
-    if not lower:
+    if lower:
+        text = text.lower()
+    if not (lower if strip is None else strip):
         return text.translate(_SPLIT).split()
-    text = text.lower()
     return (text if text.isascii() else _without_accents(text)).translate(_SPLIT).split()
 
 
@@ -111,20 +114,22 @@ def _without_accents(text: str) -> str:
     return "".join(char for char in ordered if unicodedata.category(char) != "Mn")
 
 
-def aligned(text: str, lower: bool) -> Iterator[tuple[str, list[tuple[int, int]]]]:
+def aligned(text: str, lower: bool, strip: bool | None = None) -> Iterator[tuple[str, list[tuple[int, int]]]]:
     """`split`, and for each of their characters the span of `text` that it came from; a Python step a character."""
+    strip = lower if strip is None else strip
     chars = [(c, i) for i, char in enumerate(text) for c in char.translate(_CLEAN)]
     if lower:
         # Lower case depends on the context (a final sigma), its length does not.
         origins = [i for char, i in chars for _ in char.lower()]
         chars = list(zip("".join(char for char, _ in chars).lower(), origins, strict=True))
+    if strip:
         chars = [(c, i) for char, i in chars for c in unicodedata.normalize("NFD", char)]
     word: list[str] = []
     spans: list[tuple[int, int]] = []
-    for marks, run in itertools.groupby(chars, key=lambda pair: lower and unicodedata.combining(pair[0]) > 0):
+    for marks, run in itertools.groupby(chars, key=lambda pair: strip and unicodedata.combining(pair[0]) > 0):
         # NFD orders the marks of one letter by their class.
         for char, i in sorted(run, key=lambda pair: unicodedata.combining(pair[0])) if marks else run:
-            kept = char.translate(_SPLIT_BARE if lower else _SPLIT)
+            kept = char.translate(_SPLIT_BARE if strip else _SPLIT)
             if not kept and spans:  # a dropped accent belongs to its letter
                 spans[-1] = (spans[-1][0], max(spans[-1][1], i + 1))
             for c in kept:

@@ -25,14 +25,17 @@ from absl import flags
 import bert_jax
 from bert_jax import definitions, experiment, predict, startup
 
-_MODEL = flags.DEFINE_string("model", None, "A run's workdir.", required=True)
+_MODEL = flags.DEFINE_string("model", None, "A run's workdir, or published weights.", required=True)
 _INPUT = flags.DEFINE_string("input", "-", "A file, a text a line; - is standard input.")
 _CONFIG = flags.DEFINE_string(
     "config", None, "The experiment's file, where it defines the run's task itself: it is run."
 )
 _TOP = flags.DEFINE_integer("top", 5, "How many candidates for a [MASK].", lower_bound=1)
 _NULL_THRESHOLD = flags.DEFINE_float(
-    "null_threshold", None, "Odds of no answer above which there is none (SQuAD 2.0); default: those best on dev."
+    "null_threshold",
+    None,
+    "Odds of no answer above which there is none (SQuAD 2.0); default: those best on dev. A published model always "
+    "answers, unless this is given (0 is what `transformers` calls handle_impossible_answer).",
 )
 _EMBEDDINGS = flags.DEFINE_enum(
     "embeddings", None, predict.VECTORS, "Vectors: the mean over the tokens, that of [CLS], or every token's."

@@ -11,7 +11,7 @@ import bert_jax
 from bert_jax import checkpoint, convert, experiment, pretrained, train
 from bert_jax.config import override
 from bert_jax.experiment import Experiment
-from bert_jax.weights import huggingface
+from bert_jax.weights import huggingface, storage
 from tests.conftest import REPOSITORY
 from tests.test_weights import HEADS, assert_equal, directory
 
@@ -104,7 +104,7 @@ def test_nothing_is_left_half_written(
         source = run
     else:  # a tensor that fails when it is read, after the config was written
         source = directory(tmp_path / "source", "BertForMaskedLM")
-        monkeypatch.setattr(huggingface._Safetensors, "read", lambda *_: 1 / 0)
+        monkeypatch.setattr(storage._Safetensors, "read", lambda *_: 1 / 0)
     with pytest.raises((OSError, ZeroDivisionError)):
         convert.convert(str(source), str(tmp_path / "new" / "model"), "huggingface" if late else "workdir")
     assert not list((tmp_path / "new").iterdir())

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import strategies as st
 from sentencepiece import sentencepiece_model_pb2
 
-from bert_jax import tokenizer, vocabularies, words
+from bert_jax import tokenizer, tokenizer_files, vocabularies, words
 from tests.conftest import REPOSITORY
 from tests.test_words import TEXTS, any_text, expected_words
 
@@ -261,8 +261,8 @@ def test_windows_line_ends(tmp_path: pathlib.Path) -> None:
     [
         (b"", r"vocab\.txt: the file is empty"),
         (b"[PAD]\n[UNK]\n[CLS]\nthe\n", r"vocab\.txt: no \[SEP\], \[MASK\] in it"),
-        ("\n".join([*SMALL, "the"]).encode(), r"lines 19 and \d+ are both 'the'"),
-        ("\n".join([*SMALL[:5], "", "a"]).encode(), r"vocab\.txt: line 6 is empty"),
+        ("\n".join(SMALL).encode("utf-16"), r"vocab\.txt is UTF-16"),
+        (b"\xef\xbb\xbf[PAD]\nabc\xff\n", r"vocab\.txt:2: byte 12 is 0xff, which is not UTF-8"),
         (b"[PAD]\nabc\xff\n", r"vocab\.txt:2: byte 9 is 0xff, which is not UTF-8"),
     ],
 )
@@ -270,6 +270,107 @@ def test_bad_vocabularies(tmp_path: pathlib.Path, content: bytes, message: str) 
     (tmp_path / "vocab.txt").write_bytes(content)
     with pytest.raises(ValueError, match=message):
         tokenizer.load(tmp_path)
+
+
+def test_vocabularies_as_they_are_found(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of lines that are alike the last counts, as in the reference; a blank one is no token, at the end none at all."""
+    said: list[str] = []
+    monkeypatch.setattr(tokenizer_files.logging, "warning", lambda text, *values: said.append(text % values))
+    file = tmp_path / "vocab.txt"
+    for content in ("\n".join(SMALL) + "\n\n\n", "\ufeff" + "\n".join(SMALL), "\r".join(SMALL) + "\r"):
+        file.write_bytes(content.encode())
+        assert tokenizer.load(tmp_path).pieces(range(len(SMALL))) == SMALL
+        assert tokenizer.load(tmp_path).vocab_size == len(SMALL)
+    assert said == []
+    file.write_text("\n".join([*SMALL[:5], "", *SMALL[5:], "the"]) + "\n")
+    odd = tokenizer.load(tmp_path)
+    assert (odd.vocab_size, odd.encode("the")) == (len(SMALL) + 2, [len(SMALL) + 1])
+    assert said == [f"{file}: line 6 is blank; 2 lines of the kind have no token"]
+    odd.save(tmp_path / "again")
+    assert (tmp_path / "again" / "vocab.txt").read_bytes() == file.read_bytes()
+
+
+ADDED = [
+    {"content": "<url>", "normalized": False, "single_word": False, "special": True},
+    {"content": "New-York", "normalized": True, "single_word": True, "special": False},
+]
+
+
+def stated(folder: pathlib.Path, **more: object) -> pathlib.Path:
+    """A directory of a published tokenizer: a vocabulary, and what its tokenizer_config.json says."""
+    folder.mkdir(exist_ok=True)
+    write(folder / "vocab.txt", [*SMALL, "new", "york", "-", "url", "<", ">"])
+    (folder / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": True, **more}))
+    return folder
+
+
+def test_added_tokens_are_cut_out_of_the_text(tmp_path: pathlib.Path) -> None:
+    """By any of the three files; they are kept when it is saved, sent to a process, and of another fingerprint."""
+    size = len(SMALL) + 6
+    named = {str(size + number): token for number, token in enumerate(ADDED)}
+    one = tokenizer.load(stated(tmp_path / "decoder", added_tokens_decoder=named))
+    text = "<url>the NEW-york<url> new-yorks<URL>"
+    wanted = ["<url>", "the", "New-York", "<url>", "new", "-", "[UNK]", "<", "url", ">"]
+    assert one.pieces(one.encode(text)) == wanted
+    ids, spans = one.encode_with_offsets(text)
+    assert ids == one.encode(text)
+    found = [text[start:stop].lower() for start, stop in spans]
+    assert found == [*(piece.lower() for piece in wanted[:6]), "yorks", *wanted[7:]]
+    one.save(tmp_path / "saved")
+    for again in (tokenizer.load(tmp_path / "saved"), pickle.loads(pickle.dumps(one))):
+        assert (again.encode(text), again.fingerprint) == (ids, one.fingerprint)
+    assert one.fingerprint != tokenizer.load(stated(tmp_path / "without")).fingerprint
+    beside = stated(tmp_path / "beside", additional_special_tokens=["<url>"])
+    (beside / "added_tokens.json").write_text(json.dumps({"<url>": size, "[MASK]": 4}))
+    other = tokenizer.load(beside)
+    assert other.pieces(other.encode("the<url> <URL>")) == ["the", "<url>", "<", "url", ">"]
+    (beside / "added_tokens.json").write_text(json.dumps({"<url>": size + 3}))
+    with pytest.raises(ValueError, match=rf"added token '<url>' has number {size + 3}, and that of vocab.txt is none"):
+        tokenizer.load(beside)
+
+
+def test_accents_may_stay_where_case_goes(tmp_path: pathlib.Path) -> None:
+    keeps = tokenizer.load(stated(tmp_path / "a", strip_accents=False))
+    assert isinstance(keeps, tokenizer.WordPiece)
+    assert (keeps.lower, keeps.strip_accents) == (True, False)
+    small = tokenizer.WordPiece([*SMALL, "café", "cafe", "Cafe"], True, strip_accents=False)
+    assert small.pieces(small.encode("CAFÉ")) == ["café"]
+    other = tokenizer.WordPiece([*SMALL, "café", "cafe", "Cafe"], False, strip_accents=True)
+    assert other.pieces(other.encode("Café")) == ["Cafe"]
+    assert other.encode_with_offsets("a Café")[1][-1] == (2, 6)
+    assert len({small.fingerprint, other.fingerprint, tokenizer.WordPiece(small._pieces, True).fingerprint}) == 3
+    keeps.save(tmp_path / "b")
+    assert tokenizer.load(tmp_path / "b").fingerprint == keeps.fingerprint
+
+
+def test_the_longest_word_is_what_the_files_say(tmp_path: pathlib.Path) -> None:
+    word = "the" + "s" * 147
+    pieces = [*SMALL, "##s"] if "##s" not in SMALL else SMALL
+    plain, theirs = tokenizer.WordPiece(pieces, True), tokenizer.WordPiece(pieces, True, longest_word=100)
+    assert (theirs.encode(word), theirs.encode("the")) == ([theirs.unk], plain.encode("the"))
+    assert plain.unk not in plain.encode(word)
+    assert (plain.fingerprint == theirs.fingerprint, plain.rules == theirs.rules) == (True, False)
+    assert tokenizer.WordPiece(pieces, True, longest_word=2).fingerprint != plain.fingerprint
+    theirs.save(tmp_path)
+    assert tokenizer.load(tmp_path).encode(word) == [theirs.unk]
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"do_basic_tokenize": False}, "do_basic_tokenize is false"),
+        ({"never_split": ["<url>"]}, r"never_split is \['<url>'\]"),
+        ({"unk_token": "<url>"}, r"unk_token is '<url>', and here it is \[UNK\]"),
+        ({"mask_token": {"content": "<m>"}}, "mask_token is '<m>'"),
+        ({"tokenizer_class": "RobertaTokenizerFast"}, "a RobertaTokenizerFast cuts words as no WordPiece"),
+    ],
+    ids=str,
+)
+def test_what_a_tokenizer_s_files_say_and_ours_cannot_is_refused(more: dict, said: str, tmp_path: pathlib.Path) -> None:
+    with pytest.raises(ValueError, match=said):
+        tokenizer.load(stated(tmp_path, **more))
+    stated(tmp_path, never_split=None, unk_token={"content": "[UNK]"}, tokenizer_class="BertTokenizerFast")
+    tokenizer.load(tmp_path)
 
 
 def test_bad_places(tmp_path: pathlib.Path) -> None:

@@ -15,8 +15,21 @@ import pytest
 import safetensors.numpy
 
 import bert_jax
-from bert_jax import config, encoder, heads, losses, pretrained, sharding, tokenizer, vocabularies
-from bert_jax.weights import huggingface, names, tf1
+from bert_jax import (
+    config,
+    convert,
+    encoder,
+    heads,
+    losses,
+    predict,
+    pretrained,
+    sharding,
+    tokenizer,
+    tokenizer_files,
+    vocabularies,
+)
+from bert_jax.tasks.base import Context
+from bert_jax.weights import huggingface, names, storage, tf1
 from tests.conftest import REPOSITORY
 
 GOLDEN = REPOSITORY / "tests" / "golden" / "weights.npz"
@@ -475,6 +488,91 @@ def test_the_prefix_old_names_buffers_and_copies(tmp_path: pathlib.Path) -> None
     assert_equal(flat(pretrained.open(str(folder)).params()), wanted)
 
 
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "module.model."])
+def test_what_a_wrapper_put_before_the_names_is_taken_off(prefix: str, tmp_path: pathlib.Path) -> None:
+    folder = directory(tmp_path, "BertForPreTraining")
+    wanted = flat(pretrained.open(str(folder)).params())
+    rewrite(folder, lambda tensors: {prefix + name: tensor for name, tensor in tensors.items()})
+    assert_equal(flat(pretrained.open(str(folder)).params()), wanted)
+    double = {f"other.{name.removeprefix(prefix)}": array for name, array in flat_of(folder).items()}
+    rewrite(folder, lambda tensors: tensors | double)
+    with pytest.raises(ValueError, match=f"there are 2 encoders, under '{prefix}', 'other.'"):
+        pretrained.open(str(folder))
+
+
+def flat_of(folder: pathlib.Path) -> dict[str, np.ndarray]:
+    return safetensors.numpy.load_file(folder / "model.safetensors")
+
+
+def test_an_encoder_inside_a_class_of_one_s_own(tmp_path: pathlib.Path) -> None:
+    """Its names have a prefix, those of the head have none; double precision is rounded."""
+    folder = directory(tmp_path, "BertForSequenceClassification")
+    wanted = flat(pretrained.open(str(folder)).params())
+    rewrite(folder, lambda t: {n.replace("bert.", "encoder."): a.astype(np.float64) for n, a in t.items()})
+    assert_equal(flat(pretrained.open(str(folder)).params()), wanted)
+
+
+@pytest.mark.parametrize(
+    ("values", "wanted"),
+    [
+        ({"id2label": {"2": "c", "0": "a", "1": "b"}}, ("a", "b", "c")),
+        ({"id2label": ["x", "y", "z"]}, ("x", "y", "z")),
+        ({"id2label": {"x": 0, "y": 1, "z": 2}}, ("x", "y", "z")),
+        ({"id2label": {"0": 10, "1": 11, "2": 12}}, ("10", "11", "12")),
+        ({"id2label": None, "label2id": {"x": 0, "z": 2, "y": 1}}, ("x", "y", "z")),
+        ({"id2label": None, "label2id": None}, ("LABEL_0", "LABEL_1", "LABEL_2")),
+        ({"id2label": {"0": "x", "1": "x", "2": " "}}, ("x", "x_1", "LABEL_2")),
+    ],
+    ids=str,
+)
+def test_label_maps_as_they_are_found(values: dict, wanted: tuple, tmp_path: pathlib.Path) -> None:
+    file = directory(tmp_path, "BertForSequenceClassification") / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+    found = pretrained.open(str(tmp_path))
+    assert found.task.labels == wanted
+
+
+@pytest.mark.parametrize("stated", ["problem_type", "activation"])
+def test_labels_that_hold_each_by_itself(stated: str, tmp_path: pathlib.Path) -> None:
+    """Each has its own sigmoid, and so it is exported again; the same of several values, which are numbers."""
+    file = directory(tmp_path / "hf", "BertForSequenceClassification") / "config.json"
+    kept, folder = json.loads(file.read_text()), str(tmp_path / "hf")
+    sigmoid = {"problem_type": None, "sbert_ce_default_activation_function": "torch.nn.modules.activation.Sigmoid"}
+    more = {"problem_type": "multi_label_classification"} if stated == "problem_type" else sigmoid
+    file.write_text(json.dumps(kept | {"problem_type": "regression"}))
+    model = bert_jax.load(folder)
+    (values,) = model.score("the cat sat")
+    assert (list(values), model.abilities) == (["a", "b", "c"], ("encode", "embed", "score"))
+    file.write_text(json.dumps(kept | more))
+    model = bert_jax.load(folder)
+    (answer,) = model.classify("the cat sat")
+    assert answer.probabilities == pytest.approx({k: 1 / (1 + np.exp(-v)) for k, v in values.items()}, rel=1e-5)
+    assert answer.labels == [name for name, value in values.items() if value >= 0]
+    assert json.loads(next(predict.answers(model, [(1, "the cat sat")])))["labels"] == answer.labels
+    with pytest.raises(ValueError, match="multi_label_classification of 3 outputs can be asked, and neither trained"):
+        model.experiment.task.source("train", 8, Context(vocabulary(40)))
+    convert.convert(folder, str(tmp_path / "run"))
+    convert.convert(str(tmp_path / "run"), str(tmp_path / "back"))
+    back = json.loads((tmp_path / "back" / "config.json").read_text())
+    assert (back["problem_type"], back["id2label"]) == ("multi_label_classification", {"0": "a", "1": "b", "2": "c"})
+    assert bert_jax.load(str(tmp_path / "back")).classify("the cat sat") == [answer]
+
+
+def test_tf1_variables_of_any_optimizer_are_no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(tf1.logging, "warning", lambda text, *values: said.append(text % values))
+    words, kernel = "bert/embeddings/word_embeddings", "bert/pooler/dense/kernel"
+    slots = ("adam_m", "adam_v", "Adam", "Adam_1", "LAMB", "vr", "ExponentialMovingAverage")
+    beside = {f"{name}/{slot}": (4, 2) for name in (words, kernel) for slot in slots}
+    beside |= dict.fromkeys(("global_step", "beta1_power", "loss_scale", "good_steps"), ())
+    own = {words: (4, 2), kernel: (2, 2), "bert/adapter/kernel": (3,)}
+    assert tf1.weights({**own, **beside}, "FILE") == {name: name for name in own}
+    assert said == ["FILE: 2 moving averages lie beside the weights, which are taken as they are"]
+    assert tf1.weights({f"model/{name}": shape for name, shape in own.items()}, "FILE")[words] == f"model/{words}"
+    with pytest.raises(ValueError, match="FILE: there are 2 encoders"):
+        tf1.weights({**own, f"ema/{words}": (4, 2)}, "FILE")
+
+
 def test_half_precision_is_widened(tmp_path: pathlib.Path) -> None:
     folder = directory(tmp_path, "BertModel")
     wanted = flat(pretrained.open(str(folder)).params())
@@ -484,6 +582,46 @@ def test_half_precision_is_widened(tmp_path: pathlib.Path) -> None:
             assert leaf.dtype == np.float32
             np.testing.assert_array_equal(leaf, wanted[path].astype(kind).astype(np.float32))
         directory(tmp_path, "BertModel")
+
+
+def test_pytorch_files_in_shards_and_under_a_key(tmp_path: pathlib.Path) -> None:
+    torch = pytest.importorskip("torch")
+    folder = directory(tmp_path, "BertForPreTraining")
+    wanted = flat(pretrained.open(str(folder)).params())
+    state = {name: torch.tensor(array) for name, array in flat_of(folder).items()}
+    (folder / "model.safetensors").unlink()
+    files = {name: f"pytorch_model-0000{1 + i % 2}-of-00002.bin" for i, name in enumerate(state)}
+    for file in set(files.values()):
+        torch.save({name: tensor for name, tensor in state.items() if files[name] == file}, folder / file)
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": files}))
+    assert_equal(flat(pretrained.open(str(folder)).params()), wanted)
+    for made in ({"state_dict": state, "epoch": 3}, {"model": {"module": state}, "optimizer": {"state": {}}}):
+        torch.save(made, folder / "pytorch_model.bin")
+        assert_equal(flat(pretrained.open(str(folder)).params()), wanted)
+    for made, said in (
+        ({"model": state, "ema": state}, "holds several models, under 'model', 'ema'"),
+        ({"optimizer": {"a": 1}}, "holds 'optimizer', and no BERT's tensors"),
+        (torch.nn.Linear(2, 2), "a whole module, or other Python objects, which are not run"),
+    ):
+        torch.save(made, folder / "pytorch_model.bin")
+        with pytest.raises(ValueError, match=said):
+            pretrained.open(str(folder))
+
+
+def test_nested_state_dicts_without_pytorch() -> None:
+    """The rule alone, which the test above sees at work where PyTorch is."""
+    array = np.zeros((4, 2), np.float32)
+    state = {"bert.embeddings.word_embeddings.weight": array}
+    file = pathlib.Path("FILE")
+    for made in (state, {**state, "epoch": 3}, {"state_dict": state, "epoch": 3}, {"model": state, "optimizer": {}}):
+        assert list(storage._state_dict(made, file)) == list(state)
+    for made, said in (
+        ({"model": state, "ema": state}, "several models"),
+        ({"optimizer": {}}, "no BERT's"),
+        (3, "int"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            storage._state_dict(made, file)
 
 
 def shards(folder: pathlib.Path) -> None:
@@ -560,7 +698,6 @@ def test_a_pytorch_file(tmp_path: pathlib.Path) -> None:
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"strip_accents": False}, "strip_accents=False with do_lower_case=True"),
         ({"tokenize_chinese_chars": False}, "tokenize_chinese_chars is false"),
         ({"tokenizer_class": "BertJapaneseTokenizer"}, "a BertJapaneseTokenizer cuts words"),
     ],
@@ -571,6 +708,67 @@ def test_a_tokenizer_that_ours_cannot_follow(values: dict[str, Any], said: str, 
     file.write_text(json.dumps(json.loads(file.read_text()) | values))
     with pytest.raises(ValueError, match=said):
         pretrained.open(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"pre_tokenizer": {"type": "WhitespaceSplit"}}, "pre_tokenizer.type is 'WhitespaceSplit'"),
+        ({"normalizer": {"type": "Sequence"}}, "a WordPiece model with the normalizer Sequence"),
+        ({"post_processor": None}, r"post_processor puts a text into \[\], not into \[CLS\] A \[SEP\]"),
+        ({"model": {"continuing_subword_prefix": "@@"}}, "model.continuing_subword_prefix is '@@'"),
+        ({"model": {"vocab": {"[PAD]": 0, "dog": 7}}}, r"tokenizer.json and vocab.txt differ, as in"),
+        ({"model": {"max_input_chars_per_word": 2}}, ""),
+        ({"added_tokens": [{"id": 40, "content": "<url>", "normalized": False}]}, ""),
+    ],
+    ids=str,
+)
+def test_tokenizer_json_is_followed_or_refused_beside_a_vocab_txt(
+    change: dict[str, Any], said: str, tmp_path: pathlib.Path
+) -> None:
+    huggingface.write(tmp_path, random_params(TINY, ()), TINY, vocabulary(40), ())
+    file = tmp_path / "tokenizer.json"
+    described = json.loads(file.read_text())
+    change = {k: {**described[k], **v} if k == "model" else v for k, v in change.items()}
+    file.write_text(json.dumps(described | change))
+    if said:
+        with pytest.raises(ValueError, match=said):
+            huggingface.read_tokenizer(str(tmp_path))
+        return
+    found = huggingface.read_tokenizer(str(tmp_path))
+    assert found is not None
+    wanted = ["<url>", "cat"] if "added_tokens" in change else ["[UNK]"] * 4
+    assert found.pieces(found.encode("<url>cat")) == wanted
+    assert bert_jax.load(str(tmp_path)) if found.vocab_size == 40 else found.vocab_size == 41
+
+
+def test_a_tokenizer_of_one_s_own_rules_goes_there_and_back(tmp_path: pathlib.Path) -> None:
+    """Accents that stay, the longest word and added tokens: as we read them again, by any one of the files."""
+    pieces = [*vocabulary(39).pieces(range(39)), "<url>"]
+    more: dict[str, Any] = {"strip_accents": False, "longest_word": 7, "added": [tokenizer_files.Added("<url>")]}
+    wanted = tokenizer.WordPiece(pieces, True, **more)
+    huggingface.write(tmp_path, random_params(TINY, ()), TINY, wanted, ())
+    for name in ("", "vocab.txt", "tokenizer_config.json", "special_tokens_map.json"):
+        if name:
+            (tmp_path / name).unlink()
+        found = huggingface.read_tokenizer(str(tmp_path))
+        assert found is not None
+        assert found.fingerprint == wanted.fingerprint, name
+
+
+def test_a_sentencepiece_model_lying_there_is_seen(tmp_path: pathlib.Path) -> None:
+    texts = (f"{a}{b} {b}{c}" for a in "abcd" for b in "efgh" for c in "ijkl")
+    other = vocabularies.train_sentencepiece(texts, 30, kind="bpe")
+    folder = directory(tmp_path, "BertModel")
+    for name in ("vocab.txt", "tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink()
+    other.save(folder / "spiece.model")
+    found = pretrained.open(str(folder)).tokenizer
+    assert found is not None
+    assert found.fingerprint == other.fingerprint
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "AlbertTokenizer"}')
+    with pytest.raises(ValueError, match="a AlbertTokenizer does more to text"):
+        pretrained.open(str(folder))
 
 
 def test_tokenizer_json_alone(tmp_path: pathlib.Path) -> None:
@@ -612,20 +810,9 @@ def test_tokenizer_json_alone(tmp_path: pathlib.Path) -> None:
         ({"intermediate_size": 64}, r"is \(24, 16\), and the config says intermediate_size=64"),
         ({"max_position_embeddings": 8}, "the config says max_position_embeddings=8"),
         ({"type_vocab_size": 1}, "the config says type_vocab_size=1"),
-        (
-            {"problem_type": "multi_label_classification"},
-            "problem_type is 'multi_label_classification', of 3 outputs, which is not supported yet",
-        ),
-        ({"problem_type": "regression"}, "problem_type is 'regression', of 3 outputs"),
+        ({"problem_type": "ranking"}, "problem_type is 'ranking', and there is single_label_classification"),
         ({"num_labels": 2}, "num_labels is 2, and classifier.bias has 3"),
-        (
-            {"sentence_transformers": {"activation_fn": "torch.nn.modules.activation.Sigmoid"}},
-            "a sigmoid for each of 3 classes, so several may hold at once",
-        ),
-        (
-            {"sbert_ce_default_activation_function": "torch.nn.modules.activation.Sigmoid"},
-            "a sigmoid for each of 3 classes",
-        ),
+        ({"id2label": None, "label2id": {"x": 1, "y": 2, "z": 3}}, "label2id must give the classes 0, 1, 2 and so on"),
         ({"id2label": {"0": "x", "1": "y", "3": "z"}}, "id2label must name the classes 0, 1, 2 and so on"),
         ({"id2label": {"0": "x"}}, "id2label names 1 classes, and the classifier has 3"),
         ({"architectures": ["BertModel"]}, "write there whether it is BertForSequenceClassification"),
@@ -656,15 +843,21 @@ def test_a_regression_s_value_is_left_as_it_is_by_sentence_transformers(
     assert values["problem_type"] == "regression"
     model = bert_jax.load(str(tmp_path))
     assert (model.experiment.task.labels, said) == ((), [])
-    sigmoid = {"activation_fn": "torch.nn.modules.activation.Sigmoid"}
-    file.write_text(json.dumps(values | {"sentence_transformers": sigmoid}))
-    assert bert_jax.load(str(tmp_path)).score(["the cat"]) == model.score(["the cat"])
+    value = model.score(["the cat"])[0]
+    tanh = {"activation_fn": "torch.nn.modules.activation.Tanh"}
+    file.write_text(json.dumps(values | {"sentence_transformers": tanh}))
+    assert bert_jax.load(str(tmp_path)).score(["the cat"]) == [value]
     assert len(said) == 1
-    assert "without the Sigmoid of activation_fn" in said[0]
-    for kind in ("single_label_classification", "multi_label_classification"):
-        file.write_text(json.dumps(values | {"problem_type": kind}))
-        with pytest.raises(ValueError, match=f"problem_type is '{kind}', of 1 outputs"):
-            pretrained.open(str(tmp_path))
+    assert "activation_fn is Tanh, which is not followed" in said[0]
+    file.write_text(json.dumps(values | {"problem_type": "single_label_classification"}))
+    with pytest.raises(ValueError, match="problem_type is 'single_label_classification', of 1 outputs"):
+        pretrained.open(str(tmp_path))
+    sigmoid = {"sentence_transformers": {"activation_fn": "torch.nn.modules.activation.Sigmoid"}}
+    for stated in ({"problem_type": "multi_label_classification"}, sigmoid | {"problem_type": None}):
+        file.write_text(json.dumps(values | stated | {"id2label": {"0": "spam"}}))
+        one = bert_jax.load(str(tmp_path))
+        assert one.classify("the cat")[0].probabilities == pytest.approx({"spam": 1 / (1 + np.exp(-value))}, rel=1e-5)
+        assert one.score("the cat") == pytest.approx([1 / (1 + np.exp(-value))], rel=1e-5)
     kept = directory(tmp_path / "classes", "BertForSequenceClassification") / "config.json"
     assert "activation" not in kept.read_text(), "of several classes the logits are given anyway"
 
@@ -692,8 +885,8 @@ def without(name: str) -> Change:
             r"lora.weight \(2,\) is no tensor of this",
         ),
         (
-            lambda tensors: tensors | {"bert.encoder.layer.1.output.dense.bias": np.zeros(16)},
-            "bert.encoder.layer.1.output.dense.bias is of type F64, and weights are one of F32, F16, BF16",
+            lambda tensors: tensors | {"bert.encoder.layer.1.output.dense.bias": np.zeros(16, np.int64)},
+            "bert.encoder.layer.1.output.dense.bias is of type I64, and weights are one of F64, F32, F16, BF16",
         ),
         (
             lambda tensors: tensors | {"bert.pooler.dense.bias": np.zeros((4, 4), np.float32)},
@@ -735,6 +928,37 @@ def test_no_weights_no_json_and_nothing_at_all(tmp_path: pathlib.Path) -> None:
         pretrained.open(str(folder))
     with pytest.raises(ValueError, match=r"has neither config.json nor bert_config.json"):
         pretrained.open(str(tmp_path))
+    (folder / "tf_model.h5").touch()
+    (folder / "config.json").write_text(json.dumps(names.config_of(TINY)))
+    with pytest.raises(ValueError, match=r"tf_model.h5 lies there, which is not read"):
+        pretrained.open(str(folder))
+
+
+def test_what_stands_for_a_directory_of_weights(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file in it, one's home, the hub's cache, the inner folder of sentence-transformers' older layout."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    folder = directory(tmp_path / "m", "BertModel")
+    for name in (folder / "model.safetensors", folder / "config.json", "~/m", folder):
+        assert pretrained.open(str(name)).directory == str(folder)
+    hub = tmp_path / "models--x--y"
+    (hub / "snapshots").mkdir(parents=True)
+    folder.rename(hub / "snapshots" / "abc")
+    assert pretrained.open(str(hub)).directory == str(hub / "snapshots" / "abc")
+    directory(hub / "snapshots" / "def", "BertModel")
+    with pytest.raises(ValueError, match="holds the snapshots abc, def: name one of them"):
+        pretrained.open(str(hub))
+    (hub / "refs").mkdir()
+    (hub / "refs" / "main").write_text("def\n")
+    assert pretrained.open(str(hub)).directory == str(hub / "snapshots" / "def")
+    inner = directory(tmp_path / "st" / "0_Transformer", "BertModel")
+    (tmp_path / "st" / "modules.json").write_text("[]")
+    assert pretrained.open(str(tmp_path / "st")).directory == str(inner)
+    for name, said in (
+        ("google-bert/bert-base-uncased", "nothing is downloaded: get a model of the hub with `hf download NAME`"),
+        (str(inner / "bert_model.ckpt"), f"name the directory of the weights, as in {inner}"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            pretrained.open(name)
 
 
 # TF1 checkpoints.
@@ -824,8 +1048,8 @@ def test_tf1_training_variables_are_left_out_and_others_refused(tensorflow: Any,
     )
     with pytest.raises(ValueError, match=r"cls/predictions/output_bias \(40,\) is missing"):
         pretrained.open(str(folder))
-    save(tensorflow, folder, lambda tensors: tensors | {"cls/predictions/output_bias": np.zeros(40)})
-    with pytest.raises(ValueError, match="cls/predictions/output_bias is of type float64"):
+    save(tensorflow, folder, lambda tensors: tensors | {"cls/predictions/output_bias": np.zeros(40, np.int64)})
+    with pytest.raises(ValueError, match="cls/predictions/output_bias is of type int64"):
         pretrained.open(str(folder))
 
 

@@ -31,6 +31,10 @@ class Classify(Task):
     train: str
     dev: tuple[str, ...]  # the first is what counts; the figures of others carry their names
     labels: tuple[str, ...] = ()  # as the file spells them; their order numbers the classes
+    label_names: tuple[str, ...] = ()  # what they mean, in answers and exports; by default as the file spells them
+    # What the outputs mean. "": one of `labels`, or without them a value. Of labels that hold each by itself
+    # (multi-label), and of a regression of several values (whose names are `labels`), published models can be asked.
+    problem_type: Literal["", "single_label_classification", "multi_label_classification", "regression"] = ""
     text: tuple[str, ...] = ("sentence",)
     label: str = "label"
     test: tuple[str, ...] = ()  # files without labels, to be predicted
@@ -49,30 +53,49 @@ class Classify(Task):
 
     def __post_init__(self) -> None:
         check_types(self)
-        require(len(self.labels) != 1, f"a classification needs at least two labels, not {self.labels}")
+        require(
+            len(self.labels) != 1 or self.problem != "single_label_classification",
+            f"a classification needs at least two labels, not {self.labels}",
+        )
+        require(self.labels or self.problem == "regression", f"problem_type={self.problem} needs labels")
         require(len(set(self.labels)) == len(self.labels), f"a label is named twice: {self.labels}")
         require(len(self.text) in (1, 2), f"text must name one column or two, not {self.text}")
         require(len(self.dev) > 0, "dev must name a file")
         splits = ("train", *self.validation(), *self.tests())
         require(len(set(splits)) == len(splits), f"two files have one name: {', '.join(splits)}")
         require(len(self.bounds) in (0, 2), f"bounds must be the lowest and the highest value, not {self.bounds}")
-        known = scores.CLASSES if self.labels else scores.VALUES
+        known = scores.CLASSES if self._one_of_several else scores.VALUES
         require(
             "f1" not in self.metrics or len(self.labels) <= 2,
             f"f1 is that of the second of two labels, not of {len(self.labels)}: the mean over all is macro_f1",
         )
         for name in self.metrics:
-            kind = "classes" if self.labels else "a regression"
+            kind = "classes" if self._one_of_several else "a regression"
             require(name in known, f"{kind} cannot be scored by {name!r}: {nearest(name, known)}")
         for name, names, count in (
             ("submissions", self.submissions, len(self.test)),
             ("spelled", self.spelled, len(self.labels)),
+            ("label_names", self.label_names, len(self.labels)),
         ):
             require(len(names) in (0, count), f"{name} must be {count} names or none, not {len(names)}")
 
     @property
+    def problem(self) -> str:
+        """What the outputs mean, by `transformers`' word."""
+        return self.problem_type or ("single_label_classification" if self.labels else "regression")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the classes are called in answers and exports."""
+        return self.label_names or self.labels
+
+    @property
+    def _one_of_several(self) -> bool:
+        return self.problem == "single_label_classification"
+
+    @property
     def metric(self) -> str:
-        return (*self.metrics, "accuracy" if self.labels else "spearman")[0]
+        return (*self.metrics, "accuracy" if self._one_of_several else "spearman")[0]
 
     def validation(self) -> tuple[str, ...]:
         return ("validation", *map(tables.stem, self.dev[1:]))
@@ -84,6 +107,11 @@ class Classify(Task):
         return (self.train, *self.dev)
 
     def source(self, split: str, length: int, context: Context) -> Source:
+        require(
+            self._one_of_several or not self.labels,
+            f"{self.problem} of {len(self.labels)} outputs can be asked, and neither trained nor scored: a row has one "
+            "label, or one value",
+        )
         files = {
             "train": self.train,
             **dict(zip(self.tests(), self.test, strict=True)),
@@ -93,7 +121,7 @@ class Classify(Task):
         rows = self.read(path, labelled=split not in self.tests())
         if split in self.validation():
             self._check_varied(rows, path)
-        dtype = np.int32 if self.labels else np.float32
+        dtype = np.int32 if self._one_of_several else np.float32
         return Examples(rows, length, context.tokenizer, dtype, context.cache_dir)
 
     def read(self, path: str, labelled: bool = True) -> list[Example]:
@@ -131,7 +159,7 @@ class Classify(Task):
     def _number(self, row: tables.Row) -> float | int:
         """A row's class or value."""
         cell = row.cells[self.label]
-        if self.labels:
+        if self._one_of_several:
             if cell not in self.labels:
                 names = ", ".join(self.labels)
                 hint = "; rows without a gold label are left out by task.unlabelled" if cell in ("", "-") else ""
@@ -147,13 +175,13 @@ class Classify(Task):
         return value
 
     def spec(self, batch_size: int, length: int, encoder: config.Encoder) -> dict[str, jax.ShapeDtypeStruct]:
-        return inputs(batch_size, length, label=((batch_size,), jnp.int32 if self.labels else jnp.float32))
+        return inputs(batch_size, length, label=((batch_size,), jnp.int32 if self._one_of_several else jnp.float32))
 
     def module(self, encoder: config.Encoder) -> nn.Module:
         return heads.Classification(encoder, len(self.labels) or 1, self.bilstm)
 
     def losses(self, outputs: Mapping[str, jax.Array], batch: Batch) -> tuple[dict[str, Pair], dict[str, Pair]]:
-        if not self.labels:
+        if not self._one_of_several:
             answer = (outputs["logits"][:, 0], batch["label"].astype(jnp.float32), batch["weight"])
             return {"label_loss": losses.squared_error(*answer)}, {}
         answer = (outputs["logits"], batch["label"], batch["weight"])
@@ -165,10 +193,11 @@ class Classify(Task):
     def score(self, source: Examples, outputs: Outputs) -> dict[str, float]:
         """The task's metrics, whether all predictions are one, and of classes the share of the largest."""
         expected, predicted = source.arrays["label"], self._predicted(outputs)
-        known = scores.CLASSES if self.labels else scores.VALUES
+        known = scores.CLASSES if self._one_of_several else scores.VALUES
         figures = {name: known[name](predicted, expected) for name in self.metrics or (self.metric,)}
-        figures["constant"] = scores.constant(predicted) if self.labels else scores.collapsed(predicted, expected)
-        if self.labels:
+        classes = self._one_of_several
+        figures["constant"] = scores.constant(predicted) if classes else scores.collapsed(predicted, expected)
+        if classes:
             figures["majority"] = max(collections.Counter(expected.tolist()).values()) / len(expected)
         return figures
 
@@ -188,7 +217,7 @@ class Classify(Task):
 
     def _predicted(self, outputs: Outputs) -> np.ndarray:
         """The classes or values [N]."""
-        return outputs["logits"].argmax(axis=1) if self.labels else outputs["logits"][:, 0]
+        return outputs["logits"].argmax(axis=1) if self._one_of_several else outputs["logits"][:, 0]
 
 
 @dataclasses.dataclass(frozen=True)

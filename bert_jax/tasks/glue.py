@@ -35,11 +35,20 @@ _MNLI = _official(
 # QQP lack cells, and are left out as everyone leaves them out.
 GLUE = {
     "cola": _official(
-        "CoLA", labels=BINARY, columns=("source", "label", "mark", "sentence"), metrics=("mcc", "accuracy")
+        "CoLA",
+        labels=BINARY,
+        label_names=("unacceptable", "acceptable"),
+        columns=("source", "label", "mark", "sentence"),
+        metrics=("mcc", "accuracy"),
     ),
-    "sst2": _official("SST-2", labels=BINARY),
+    "sst2": _official("SST-2", labels=BINARY, label_names=("negative", "positive")),
     "mrpc": _official(
-        "MRPC", text=("#1 String", "#2 String"), label="Quality", labels=BINARY, metrics=("f1", "accuracy")
+        "MRPC",
+        text=("#1 String", "#2 String"),
+        label="Quality",
+        labels=BINARY,
+        label_names=("not_equivalent", "equivalent"),
+        metrics=("f1", "accuracy"),
     ),
     "stsb": _official("STS-B", text=PAIR, label="score", bounds=(0.0, 5.0), metrics=("spearman", "pearson")),
     "qqp": _official(
@@ -47,6 +56,7 @@ GLUE = {
         text=("question1", "question2"),
         label="is_duplicate",
         labels=BINARY,
+        label_names=("not_duplicate", "duplicate"),
         index="id",
         malformed="skip",
         metrics=("f1", "accuracy"),
@@ -54,19 +64,15 @@ GLUE = {
     "mnli": _MNLI,
     "qnli": _official("QNLI", text=("question", "sentence"), labels=ENTAILMENT),
     "rte": _official("RTE", text=PAIR, labels=ENTAILMENT),
-    "wnli": _official("WNLI", text=PAIR, labels=BINARY),
+    "wnli": _official("WNLI", text=PAIR, labels=BINARY, label_names=("not_entailment", "entailment")),
     # The diagnostic set has no training data: a model of MNLI is asked.
     "ax": dataclasses.replace(_MNLI, test=("AX/diagnostic.tsv",), submissions=("AX.tsv",)),
 }
 
-# Where TFDS names things otherwise: the two columns of text, and the labels in the order of ours.
+# Where TFDS names the two columns of text otherwise. Its labels are our `label_names`.
 _TFDS: dict[str, dict[str, Any]] = {
-    "cola": {"labels": ("unacceptable", "acceptable")},
-    "sst2": {"labels": ("negative", "positive")},
-    "mrpc": {"text": PAIR, "labels": ("not_equivalent", "equivalent")},
-    "qqp": {"labels": ("not_duplicate", "duplicate")},
+    "mrpc": {"text": PAIR},
     "mnli": {"text": ("premise", "hypothesis")},
-    "wnli": {"labels": ("not_entailment", "entailment")},
     "ax": {"text": ("premise", "hypothesis")},
 }
 
@@ -90,6 +96,8 @@ def glue(name: str, tfds: bool = False) -> Classify:
         test=("tfds:glue/ax:test",) if name == "ax" else tuple(f"tfds:glue/{name}:test{suffix}" for suffix in matched),
         label="label",
         index="idx",
+        labels=task.names,
+        label_names=(),
         spelled=task.labels,
         **_TFDS.get(name, {}),
     )

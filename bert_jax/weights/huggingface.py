@@ -2,35 +2,34 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-import safetensors
 import safetensors.numpy
 import tokenizers
 from absl import logging
 
-from bert_jax import config, tokenizer
+from bert_jax import config, tokenizer, tokenizer_files
 from bert_jax.config import require
 from bert_jax.tokenizer import Tokenizer, WordPiece
-from bert_jax.weights import names
-from bert_jax.weights.names import Published
+from bert_jax.weights import names, storage
+from bert_jax.weights.names import Pooling, Published
+from bert_jax.weights.storage import Canonical
 
 # The classes of `transformers`, and the modules of ours that stand on the encoder in each. The class that is written is
-# the first whose modules are all there. An encoder alone may lack its pooler.
+# the first whose modules are all there: a fine-tuned head goes before those of pre-training. An encoder alone may lack
+# its pooler.
 ARCHITECTURES: dict[str, tuple[str, ...]] = {
-    "BertForPreTraining": ("pooler", "masked_lm", "next_sentence"),
-    "BertForMaskedLM": ("masked_lm",),
-    "BertLMHeadModel": ("masked_lm",),  # the same from left to right
-    "BertForNextSentencePrediction": ("pooler", "next_sentence"),
     "BertForSequenceClassification": ("pooler", "classifier"),
     "BertForTokenClassification": ("tagger",),
     "BertForQuestionAnswering": ("span",),
     "BertForMultipleChoice": ("pooler", "choice"),
+    "BertForPreTraining": ("pooler", "masked_lm", "next_sentence"),
+    "BertForMaskedLM": ("masked_lm",),
+    "BertLMHeadModel": ("masked_lm",),  # the same from left to right
+    "BertForNextSentencePrediction": ("pooler", "next_sentence"),
     "BertModel": (),
 }
 _AMBIGUOUS = ("classifier", "tagger", "choice")  # they share one name there
@@ -44,19 +43,8 @@ _ONLY: dict[str, Any] = {
     "quantization_config": None,
 }
 
-# Tensors that may be there to no use: buffers that hold 0, 1, 2, ... and 0, 0, 0, ...
-_BUFFERS = ("bert.embeddings.position_ids", "bert.embeddings.token_type_ids")
-# Tied tensors that some versions write a second time. Where they are alone, they stand for the first.
-_COPIES = {
-    "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
-    "cls.predictions.decoder.bias": "cls.predictions.bias",
-}
 # What sentence-transformers shall make of a classifier's logits.
-IDENTITY = "torch.nn.modules.linear.Identity"
-
-_FLOATS = ("F32", "F16", "BF16")
-_SHARD = ".safetensors"
-_WEIGHTS, _INDEX, _PYTORCH = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
+IDENTITY, SIGMOID = "torch.nn.modules.linear.Identity", "torch.nn.modules.activation.Sigmoid"
 
 
 def read(directory: str) -> Published:
@@ -75,9 +63,9 @@ def read(directory: str) -> Published:
     encoder = names.encoder_of(values, file)
     if values.get("is_decoder"):  # which sees what is before it alone
         encoder = config.override(encoder, {"direction": "left_to_right", "classify_from": "last"})
-    opened = _open(folder)
+    opened = storage.open(folder)
     try:
-        tensors = _Canonical(opened)
+        tensors = Canonical(opened)
         heads = _heads(values, tensors)
         pooled = sorted(heads & {"classifier", "choice", "next_sentence"})
         require(
@@ -87,8 +75,11 @@ def read(directory: str) -> Published:
         params = names.params(tensors, "huggingface", encoder, heads)
     except ValueError as error:
         raise ValueError(f"{directory}: {error}") from None
-    _check_classifier(values, params, file)
-    return Published(encoder, params, _labels(values, params, file))
+    dropout = values.get("classifier_dropout")
+    if dropout not in (None, encoder.dropout):
+        logging.warning("%s: classifier_dropout=%s is not followed: a new head has hidden_dropout_prob", file, dropout)
+    problem = _problem_type(values, params, file)
+    return Published(encoder, params, _labels(values, params, file), problem, read_pooling(folder))
 
 
 def read_length(directory: str) -> int:
@@ -96,46 +87,70 @@ def read_length(directory: str) -> int:
     where that is less."""
     folder = pathlib.Path(directory)
     encoder = names.encoder_of(config.read_json(folder / "config.json"), str(folder / "config.json"))
-    return names.trained_length(encoder, _tokenizer_config(folder).get("model_max_length"))
+    stated = _sentence_config(folder).get("max_seq_length")  # it goes before all else, as there
+    stated = _tokenizer_config(folder).get("model_max_length") if stated is None else stated
+    return names.trained_length(encoder, stated)
+
+
+def read_pooling(folder: pathlib.Path) -> Pooling | None:
+    """How sentence-transformers makes a vector of a text, by its files in `folder` or above it; None without them.
+
+    What `Model.embed` cannot do like it, the result says.
+    """
+    listed = next((one / "modules.json" for one in (folder, folder.parent) if (one / "modules.json").exists()), None)
+    if listed is None:
+        return None
+    modules = json.loads(listed.read_bytes())
+    if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules):
+        raise ValueError(f"{listed}: a list of modules is expected")
+    if listed.parent != folder and folder.name not in [module.get("path") for module in modules]:
+        return None  # of something else that lies above
+    kinds = [str(module.get("type")).rpartition(".")[2] for module in modules]
+    problems = [f"a module {kind}" for kind in kinds if kind not in ("Transformer", "Pooling", "Normalize")]
+    stated: dict[str, Any] = {}
+    for module, kind in zip(modules, kinds, strict=True):
+        if kind == "Pooling":
+            stated = config.read_json(listed.parent / str(module.get("path")) / "config.json")
+    modes = [name for name, on in stated.items() if name.startswith("pooling_mode_") and on is True]
+    modes = [_POOLINGS.get(name.removeprefix("pooling_mode_"), name) for name in modes]
+    modes = modes or [str(stated.get("pooling_mode", "mean"))]
+    if len(modes) > 1 or modes[0] not in names.POOLINGS:
+        problems.append(f"pooling by {' and '.join(modes)}")
+    prompt = listed.parent / "config_sentence_transformers.json"
+    if prompt.exists() and config.read_json(prompt).get("default_prompt_name"):
+        problems.append("default_prompt_name, a prompt before each text")
+    if _sentence_config(folder).get("do_lower_case"):
+        found = read_tokenizer(str(folder))
+        problems += [] if found is None or found.lower else ["do_lower_case, with a cased vocabulary"]
+    return Pooling(modes[0], "Normalize" in kinds, f"{listed.parent}: {', '.join(problems)}" if problems else "")
+
+
+# What sentence-transformers calls them.
+_POOLINGS = {"mean_tokens": "mean", "cls_token": "cls", "max_tokens": "max"}
+
+
+def _sentence_config(folder: pathlib.Path) -> dict[str, Any]:
+    file = folder / "sentence_bert_config.json"
+    return config.read_json(file) if file.exists() else {}
 
 
 def read_tokenizer(directory: str) -> Tokenizer | None:
-    """The WordPiece tokenizer of a directory: vocab.txt or tokenizer.json; None where it has neither.
-
-    Casing is that of tokenizer_config.json, which decides in `transformers` too; without one, tokenizer.json's.
+    """The tokenizer of a directory: vocab.txt, tokenizer.json or a SentencePiece model; None where it has none.
 
     Raises:
       ValueError: at a tokenizer that is not BERT's, or that departs from it where ours cannot follow.
     """
     folder = pathlib.Path(directory)
-    stated = _tokenizer_config(folder)
-    described = config.read_json(folder / "tokenizer.json") if (folder / "tokenizer.json").exists() else {}
-    normalizer = described.get("normalizer") or {}
-    lower = stated.get("do_lower_case", normalizer.get("lowercase"))
-    strip = stated.get("strip_accents", normalizer.get("strip_accents"))
-    chinese = stated.get("tokenize_chinese_chars", normalizer.get("handle_chinese_chars", True))
-    kind = str(stated.get("tokenizer_class", "BertTokenizer"))
-    require("Japanese" not in kind, f"{directory}: a {kind} cuts words as no WordPiece tokenizer here does")
-    require(
-        strip in (None, lower), f"{directory}: strip_accents={strip} with do_lower_case={lower}: here they are the same"
-    )
-    require(chinese, f"{directory}: tokenize_chinese_chars is false, and here CJK characters are words by themselves")
-    if (folder / "vocab.txt").exists():
-        return tokenizer.load(folder / "vocab.txt", lower)
-    if not described:
+    if not any((folder / name).exists() for name in ("vocab.txt", "tokenizer.json")) and not [*folder.glob("*.model")]:
         return None
-    model = described.get("model", {})
-    require(
-        model.get("type") == "WordPiece" and normalizer.get("type") == "BertNormalizer",
-        f"{folder / 'tokenizer.json'}: a {model.get('type')} model, and BERT's is a WordPiece with a BertNormalizer",
-    )
-    index = {**model["vocab"], **{one["content"]: one["id"] for one in described.get("added_tokens", [])}}
-    pieces = sorted(index, key=index.__getitem__)
-    require(
-        [index[piece] for piece in pieces] == list(range(len(pieces))),
-        f"{folder / 'tokenizer.json'}: its {len(pieces)} pieces are not numbered from 0 on",
-    )
-    return WordPiece(pieces, bool(lower))
+    found = tokenizer.load(folder)
+    if isinstance(found, WordPiece) and not found.lower and tokenizer_files.read(folder).lower is None:
+        logging.warning(
+            "%s: no file says do_lower_case; the vocabulary is cased, so text is read as it is (`transformers` would "
+            "lower-case it)",
+            directory,
+        )
+    return found
 
 
 def write(
@@ -145,12 +160,14 @@ def write(
     vocabulary: Tokenizer,
     labels: tuple[str, ...],
     length: int | None = None,
+    problem_type: str = "",
 ) -> str:
     """Writes what `transformers` loads as it is, by the class that is returned: config, weights, tokenizer.
 
     `params` are nested dicts of arrays, the vocabulary's rows not padded. What the class has no place for (the pooler
     of a tagger) is left out. `length` is the longest sequence that they were trained on, which the tokenizer then cuts
-    to; by default all positions were.
+    to; by default all positions were. `problem_type` is what a classifier's outputs mean; "": of one output a value, of
+    several classes.
 
     Raises:
       ValueError: at a SentencePiece vocabulary, for which `transformers` has no BERT tokenizer, and at a head that
@@ -166,6 +183,9 @@ def write(
     if encoder.direction == "left_to_right" and architecture == "BertForMaskedLM":
         architecture = "BertLMHeadModel"
     kept = {"encoder", *(ARCHITECTURES[architecture] or ("pooler",))}
+    dropped = sorted(set(params) - kept)
+    if dropped:
+        logging.warning("a %s has no place for %s: left out", architecture, " and ".join(dropped))
     # Named as the classes name them: BertModel is the encoder itself, without the prefix.
     tensors = {
         name.removeprefix("bert.") if architecture == "BertModel" else name: array
@@ -188,123 +208,22 @@ def write(
         values["id2label"] = {str(i): label for i, label in enumerate(labels)}
         values["label2id"] = {label: i for i, label in enumerate(labels)}
     if "classifier" in kept:
-        values["problem_type"] = "regression" if classes == 1 else "single_label_classification"
-        if classes == 1:  # else sentence-transformers takes the value for a logit, and gives its sigmoid
-            values["sentence_transformers"] = {"activation_fn": IDENTITY}
-            values["sbert_ce_default_activation_function"] = IDENTITY  # the same, before its version 4
+        problem_type = problem_type or ("regression" if classes == 1 else "single_label_classification")
+        values["problem_type"] = problem_type
+        activation = SIGMOID if problem_type == "multi_label_classification" else IDENTITY
+        if classes == 1 or activation == SIGMOID:  # its own defaults: the sigmoid of one output, else the logits
+            values["sentence_transformers"] = {"activation_fn": activation}
+            values["sbert_ce_default_activation_function"] = activation  # the same, before its version 4
     _write_json(directory / "config.json", values)
-    safetensors.numpy.save_file(tensors, directory / _WEIGHTS, metadata={"format": "pt"})
-    (directory / _WEIGHTS).chmod((directory / "config.json").stat().st_mode)  # the library lets nobody else read it
+    safetensors.numpy.save_file(tensors, directory / storage.WEIGHTS, metadata={"format": "pt"})
+    (directory / storage.WEIGHTS).chmod(
+        (directory / "config.json").stat().st_mode
+    )  # the library lets nobody else read it
     _write_tokenizer(directory, vocabulary, encoder.max_positions if length is None else length)
     return architecture
 
 
-class _Safetensors:
-    """The tensors of safetensors files: each is opened for one tensor at a time, so that no mapped page is kept."""
-
-    def __init__(self, files: Mapping[str, pathlib.Path]) -> None:
-        """`files` gives each tensor's file; an empty name stands for all that its file holds."""
-        self._files: dict[str, pathlib.Path] = {}
-        self.shapes: dict[str, tuple[int, ...]] = {}
-        self.dtypes: dict[str, str] = {}
-        for file in dict.fromkeys(files.values()):
-            with _safetensors_errors(file), safetensors.safe_open(file, "numpy") as handle:
-                for name in handle.keys():  # noqa: SIM118 - it is no dict
-                    part = handle.get_slice(name)
-                    self._files[name] = file
-                    self.shapes[name], self.dtypes[name] = tuple(part.get_shape()), str(part.get_dtype())
-        for name, file in files.items():
-            require(
-                not name or self._files.get(name) == file,
-                f"{file}: tensor {name}, which the index promises, is missing",
-            )
-
-    def read(self, name: str) -> np.ndarray:
-        file = self._files[name]
-        with _safetensors_errors(file), safetensors.safe_open(file, "numpy") as handle:
-            return handle.get_tensor(name).astype(np.float32, copy=False)
-
-
-class _PyTorch:
-    """The tensors of a pytorch_model.bin, mapped from the file."""
-
-    def __init__(self, file: pathlib.Path) -> None:
-        try:
-            import torch
-        except ImportError:
-            raise ValueError(
-                f"{file} is a PyTorch file, which takes PyTorch to read: pip install torch (or save the model anew "
-                "with a recent `transformers`, which writes model.safetensors)"
-            ) from None
-        try:
-            try:
-                found = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-            except RuntimeError:  # files of before PyTorch 1.6 cannot be mapped
-                found = torch.load(file, map_location="cpu", weights_only=True)
-        except Exception as error:  # of many kinds
-            raise ValueError(f"{file} is damaged, or holds more than tensors: {_first_line(error)}") from None
-        names = {"torch.float32": "F32", "torch.float16": "F16", "torch.bfloat16": "BF16"}
-        self._tensors = found
-        self.shapes = {name: tuple(tensor.shape) for name, tensor in found.items()}
-        self.dtypes = {name: names.get(str(tensor.dtype), str(tensor.dtype)) for name, tensor in found.items()}
-
-    def read(self, name: str) -> np.ndarray:
-        return self._tensors[name].float().numpy()
-
-
-class _Canonical:
-    """The tensors under the names of `names.PARAMETERS`, whatever version wrote them."""
-
-    def __init__(self, tensors: _Safetensors | _PyTorch) -> None:
-        self._tensors = tensors
-        self._actual: dict[str, list[str]] = {}  # the tensor, and copies of it
-        for actual in tensors.shapes:
-            name = _canonical(actual)
-            if name in _BUFFERS:
-                continue
-            kind = tensors.dtypes[actual]
-            require(kind in _FLOATS, f"{actual} is of type {kind}, and weights are one of {', '.join(_FLOATS)}")
-            self._actual.setdefault(_COPIES.get(name, name), []).append(actual)
-        self.shapes = {name: tensors.shapes[actual[0]] for name, actual in self._actual.items()}
-
-    def read(self, name: str) -> np.ndarray:
-        first, *copies = self._actual[name]
-        array = self._tensors.read(first)
-        for copy in copies:
-            require(
-                np.array_equal(self._tensors.read(copy), array),
-                f"{copy} differs from {first}: here the output is tied to the embeddings, they cannot be two",
-            )
-        return array
-
-
-def _canonical(name: str) -> str:
-    """Old names of LayerNorm's parameters are made new; the encoder's prefix is added where it is left out."""
-    if name.endswith(("LayerNorm.gamma", "LayerNorm.beta")):
-        name = name.removesuffix("gamma").removesuffix("beta") + ("weight" if name.endswith("gamma") else "bias")
-    return f"bert.{name}" if name.startswith(("embeddings.", "encoder.", "pooler.")) else name
-
-
-def _open(folder: pathlib.Path) -> _Safetensors | _PyTorch:
-    if (folder / _WEIGHTS).exists():
-        return _Safetensors({"": folder / _WEIGHTS})
-    if (folder / _INDEX).exists():
-        listed = config.read_json(folder / _INDEX).get("weight_map", {})
-        require(isinstance(listed, dict), f"{folder / _INDEX}: weight_map must give each tensor's file")
-        for name, file in listed.items():
-            # A file's name alone, by any system's rules: an index must not lead out of its folder.
-            plain = isinstance(file, str) and pathlib.PureWindowsPath(file).name == file and file.endswith(_SHARD)
-            require(
-                plain, f"{folder / _INDEX}: {name} is in {file!r}, which is not the name of a {_SHARD} file beside it"
-            )
-        missing = sorted({file for file in listed.values() if not (folder / file).exists()})
-        require(not missing, f"{folder}: {', '.join(missing)}, which {_INDEX} lists, is missing: copy all shards")
-        return _Safetensors({name: folder / file for name, file in listed.items()})
-    require((folder / _PYTORCH).exists(), f"{folder} holds no weights: neither {_WEIGHTS} nor {_INDEX} nor {_PYTORCH}")
-    return _PyTorch(folder / _PYTORCH)
-
-
-def _heads(values: Mapping[str, Any], tensors: _Canonical) -> set[str]:
+def _heads(values: Mapping[str, Any], tensors: Canonical) -> set[str]:
     """The modules on the encoder: those of the class that the config names, and any whose tensors are there."""
     architecture = (values.get("architectures") or ["BertModel"])[0]
     wanted = ARCHITECTURES.get(architecture, ())
@@ -320,39 +239,83 @@ def _heads(values: Mapping[str, Any], tensors: _Canonical) -> set[str]:
 
 
 def _labels(values: Mapping[str, Any], params: Mapping[str, Any], file: str) -> tuple[str, ...]:
-    numbered = values.get("id2label")
-    if numbered is None:
-        return names.class_labels(params, None, f"{file}: id2label")
-    require(
-        isinstance(numbered, dict) and set(numbered) == {str(i) for i in range(len(numbered))},
-        f"{file}: id2label must name the classes 0, 1, 2 and so on, not {numbered!r}",
+    """The names of the classes: those of id2label, however it is written, else of label2id, else LABEL_0 and so on."""
+    numbered, named = values.get("id2label"), values.get("label2id")
+    listed: list[Any] | None = None
+    if numbered is not None:
+        listed = _in_order(numbered)
+        require(listed is not None, f"{file}: id2label must name the classes 0, 1, 2 and so on, not {_short(numbered)}")
+        other = _in_order(named) if named else None
+        unnamed = other == [f"LABEL_{i}" for i in range(len(other or ()))]  # as the library fills it in
+        if other not in (None, listed) and not unnamed:
+            logging.warning("%s: label2id is %s, which contradicts id2label, which is taken", file, _short(named))
+    elif named is not None:
+        listed = _in_order(named)
+        require(listed is not None, f"{file}: label2id must give the classes 0, 1, 2 and so on, not {_short(named)}")
+    texts = None if listed is None else ["" if label is None else str(label) for label in listed]
+    found = names.class_labels(params, texts, f"{file}: {'id2label' if numbered is not None else 'label2id'}")
+    own = tuple(
+        f"LABEL_{i}" if not label.strip() else label if found.index(label) == i else f"{label}_{i}"
+        for i, label in enumerate(found)
     )
-    return names.class_labels(params, [numbered[str(i)] for i in range(len(numbered))], f"{file}: id2label")
+    if own != found:
+        logging.warning("%s: the names of its classes are %s, of which some are blank or alike: %s", file, found, own)
+    return own
 
 
-def _check_classifier(values: Mapping[str, Any], params: Mapping[str, Any], file: str) -> None:
-    """Refuses a classifier whose outputs do not mean what they mean here: logits of classes of which one holds, or of a
-    single output a value."""
+def _in_order(labels: Any) -> list[Any] | None:
+    """The names of the classes 0, 1, 2, ... of a list, of names by number, or of numbers by name; None: it has gaps."""
+    if isinstance(labels, list):
+        return labels
+    if not isinstance(labels, dict):
+        return None
+    for pairs in (labels.items(), [(number, name) for name, number in labels.items()]):
+        try:
+            numbers = {int(number): name for number, name in pairs}
+        except (TypeError, ValueError):
+            continue
+        if len(numbers) == len(labels) and set(numbers) == set(range(len(numbers))):
+            return [numbers[i] for i in range(len(numbers))]
+    return None
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:100]}..."
+
+
+def _problem_type(values: Mapping[str, Any], params: Mapping[str, Any], file: str) -> str:
+    """What a classifier's outputs mean, by `transformers`' word; "" without one. See `Classify.problem_type`.
+
+    Without a statement several outputs are classes, and one a value: a sigmoid where the config names that function.
+    """
     if "classifier" not in params:
-        return
+        return ""
     outputs = params["classifier"]["dense"]["bias"].shape[0]
-    wanted = "regression" if outputs == 1 else "single_label_classification"
-    stated = values.get("problem_type")
+    stated, activation = values.get("problem_type"), _activation(values)
     require(
-        stated in (None, wanted),
-        f"{file}: problem_type is {stated!r}, of {outputs} outputs, which is not supported yet: a classifier here "
-        "gives one of several classes (single_label_classification), or of one output a value (regression)",
+        stated in (None, *names.PROBLEMS),
+        f"{file}: problem_type is {stated!r}, and there is {', '.join(names.PROBLEMS)}",
+    )
+    require(
+        outputs > 1 or stated != "single_label_classification",
+        f"{file}: problem_type is {stated!r}, of {outputs} outputs: one of several classes takes two or more",
     )
     count = values.get("num_labels", outputs)
     require(count == outputs, f"{file}: num_labels is {count}, and classifier.bias has {outputs}")
-    activation = _activation(values)
-    require(
-        outputs == 1 or activation != "Sigmoid",
-        f"{file}: activation_fn is a sigmoid for each of {outputs} classes, so several may hold at once: this is not "
-        "supported yet, a classifier here gives one of them",
-    )
-    if outputs == 1 and activation not in ("", "Identity"):
-        logging.warning("%s: scores are given as the model's output, without the %s of activation_fn", file, activation)
+    if stated is None:
+        if activation == "Sigmoid":
+            return "multi_label_classification"
+        stated = "regression" if outputs == 1 else "single_label_classification"
+    follows = {"multi_label_classification": "Sigmoid", "single_label_classification": "Softmax"}.get(stated)
+    if activation not in ("", "Identity", follows):
+        logging.warning(
+            "%s: activation_fn is %s, which is not followed: problem_type is %s, and its outputs are read as such",
+            file,
+            activation,
+            stated,
+        )
+    return str(stated)
 
 
 def _activation(values: Mapping[str, Any]) -> str:
@@ -367,27 +330,39 @@ def _tokenizer_config(folder: pathlib.Path) -> dict[str, Any]:
     return config.read_json(file) if file.exists() else {}
 
 
+_SPECIAL_TOKEN = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
+
+
 def _write_tokenizer(directory: pathlib.Path, vocabulary: WordPiece, length: int) -> None:
     """vocab.txt, tokenizer_config.json, special_tokens_map.json and tokenizer.json."""
     vocabulary.save(directory)
     special = dict(
         zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), tokenizer.SPECIAL, strict=True)
     )
-    stated = {
+    stated: dict[str, Any] = {
         "tokenizer_class": "BertTokenizer",
         "do_lower_case": vocabulary.lower,
-        "strip_accents": None,
+        "strip_accents": None if vocabulary.strip_accents == vocabulary.lower else vocabulary.strip_accents,
         "tokenize_chinese_chars": True,
         "model_max_length": length,
         **special,
     }
+    added = {one["content"]: one for one in vocabulary.added_tokens().values()}
+    if added:
+        five = zip(vocabulary.special, tokenizer.SPECIAL, strict=True)
+        stated["added_tokens_decoder"] = {
+            **{str(number): _SPECIAL_TOKEN | {"content": content} for number, content in five},
+            **vocabulary.added_tokens(),
+        }
     _write_json(directory / "tokenizer_config.json", stated)
     _write_json(directory / "special_tokens_map.json", special)
-    index = {piece: i for i, piece in enumerate(vocabulary.pieces(range(vocabulary.vocab_size)))}
+    index = {piece: i for i, piece in enumerate(vocabulary.pieces(range(vocabulary.vocab_size))) if piece}
     described = tokenizers.Tokenizer(
-        tokenizers.models.WordPiece(index, unk_token="[UNK]", max_input_chars_per_word=tokenizer.MAX_WORD)
+        tokenizers.models.WordPiece(index, unk_token="[UNK]", max_input_chars_per_word=vocabulary.longest_word)
     )
-    described.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=vocabulary.lower)
+    described.normalizer = tokenizers.normalizers.BertNormalizer(
+        lowercase=vocabulary.lower, strip_accents=stated["strip_accents"]
+    )
     described.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
     described.post_processor = tokenizers.processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
@@ -396,20 +371,10 @@ def _write_tokenizer(directory: pathlib.Path, vocabulary: WordPiece, length: int
     )
     described.decoder = tokenizers.decoders.WordPiece()
     described.add_special_tokens(list(tokenizer.SPECIAL))
+    for token in (tokenizers.AddedToken(**one) for one in added.values()):
+        (described.add_special_tokens if token.special else described.add_tokens)([token])
     described.save(str(directory / "tokenizer.json"))
-
-
-@contextlib.contextmanager
-def _safetensors_errors(file: pathlib.Path) -> Iterator[None]:
-    try:
-        yield
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"{file} is cut off, or no safetensors file ({error}): copy it again") from None
 
 
 def _write_json(path: pathlib.Path, values: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -127,12 +127,26 @@ class Tensors(Protocol):
         ...
 
 
+PROBLEMS = ("single_label_classification", "multi_label_classification", "regression")  # what a classifier is for
+POOLINGS = ("mean", "cls", "max")  # of a text's vectors, to one
+
+
+class Pooling(NamedTuple):
+    """How a published model makes a vector of a text."""
+
+    how: str  # one of POOLINGS
+    normalized: bool  # to a length of one
+    lacking: str = ""  # what else it does, which is not done here
+
+
 class Published(NamedTuple):
     """A published model, read so far as its headers go."""
 
     encoder: config.Encoder
     params: dict[str, Any]  # nested dicts of `Lazy` arrays, by our names
     labels: tuple[str, ...]  # of its classifier's or tagger's classes; () where it has none
+    problem_type: str = ""  # one of PROBLEMS; "" without a classifier
+    pooling: Pooling | None = None  # None: nothing says how its vectors make one of a text
 
 
 class Lazy:
@@ -159,7 +173,8 @@ def encoder_of(values: Mapping[str, Any], file: str) -> config.Encoder:
     try:
         return config.override(config.Encoder(), {**fields, "gelu": GELU[act]})
     except ValueError as error:
-        raise ValueError(f"{file}: {error}") from None
+        theirs = next((theirs for theirs, ours in CONFIG.items() if str(error).split()[0] == ours != theirs), "")
+        raise ValueError(f"{file}: {theirs and f'{theirs}: '}{error}") from None
 
 
 def config_of(encoder: config.Encoder) -> dict[str, Any]:

@@ -9,18 +9,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from absl import logging
 
 from bert_jax import config, tokenizer
-from bert_jax.config import require
+from bert_jax.config import nearest, require
 from bert_jax.tokenizer import Tokenizer, WordPiece
 from bert_jax.weights import names
 from bert_jax.weights.names import Published
 
 CHECKPOINT = "bert_model.ckpt"
-
-# Variables that training leaves beside the weights.
-_UNUSED = ("global_step", "beta1_power", "beta2_power")
-_SLOTS = ("adam_m", "adam_v")
 
 
 def read(directory: str) -> Published:
@@ -37,13 +34,17 @@ def read(directory: str) -> Published:
     file = folder / "bert_config.json"
     values = config.read_json(file)
     encoder = _encoder(values, file)
-    tensors = _Checkpoint(_prefix(folder))
+    tensors = _Checkpoint(_checkpoint(folder))
     heads = names.modules("tf1", tensors.shapes) - {"encoder"}
     try:
         params = names.params(tensors, "tf1", encoder, heads)
     except ValueError as error:
         raise ValueError(f"{directory}: {error}") from None
-    return Published(encoder, params, names.class_labels(params, values.get("labels"), f"{file}: labels"))
+    problem = values.get("problem_type", "")
+    require(
+        problem in ("", *names.PROBLEMS), f"{file}: problem_type is {problem!r}: {nearest(problem, names.PROBLEMS)}"
+    )
+    return Published(encoder, params, names.class_labels(params, values.get("labels"), f"{file}: labels"), problem)
 
 
 def read_length(directory: str) -> int:
@@ -59,9 +60,12 @@ def _encoder(values: Mapping[str, Any], file: pathlib.Path) -> config.Encoder:
 
 
 def read_tokenizer(directory: str) -> Tokenizer | None:
-    """The tokenizer of vocab.txt; its casing, which the reference leaves to a flag, by its pieces. None without one."""
-    path = pathlib.Path(directory) / "vocab.txt"
-    return tokenizer.load(path) if path.exists() else None
+    """The tokenizer of vocab.txt or of a SentencePiece model; None without one.
+
+    Its casing, which the reference leaves to a flag, is that of its pieces, where no file says it.
+    """
+    folder = pathlib.Path(directory)
+    return tokenizer.load(folder) if (folder / "vocab.txt").exists() or [*folder.glob("*.model")] else None
 
 
 def write(
@@ -71,8 +75,9 @@ def write(
     vocabulary: Tokenizer,
     labels: tuple[str, ...],
     length: int | None = None,
+    problem_type: str = "",
 ) -> None:
-    """Writes bert_config.json, vocab.txt and the checkpoint; `params`, `labels`, `length` as in `huggingface.write`.
+    """Writes bert_config.json, vocab.txt and the checkpoint; the other arguments are those of `huggingface.write`.
 
     Raises:
       ValueError: without TensorFlow, and at what the reference has not: SentencePiece, another LayerNorm epsilon, a
@@ -95,6 +100,8 @@ def write(
     values |= {"hidden_act": "gelu", "gelu_approximation": "tanh" if encoder.gelu == "tanh" else "none"}
     if labels:
         values["labels"] = list(labels)
+    if problem_type:
+        values["problem_type"] = problem_type
     if length is not None and length < encoder.max_positions:
         values["model_max_length"] = length
     (directory / "bert_config.json").write_text(
@@ -119,26 +126,46 @@ class _Checkpoint:
             self._reader = tensorflow.train.load_checkpoint(str(prefix))
         except (tensorflow.errors.OpError, ValueError) as error:
             raise ValueError(f"{prefix}.* cannot be read ({_first_line(error)}): copy its files again") from None
-        self._prefix = prefix
-        shapes = self._reader.get_variable_to_shape_map()
+        self._file = prefix
+        shapes = {name: tuple(shape) for name, shape in self._reader.get_variable_to_shape_map().items()}
         kinds = self._reader.get_variable_to_dtype_map()
-        self.shapes = {
-            name: tuple(shape)
-            for name, shape in shapes.items()
-            if name not in _UNUSED and name.rpartition("/")[2] not in _SLOTS
-        }
-        for name in self.shapes:
+        self._actual = weights(shapes, str(prefix))
+        self.shapes = {name: shapes[actual] for name, actual in self._actual.items()}
+        for name in self._actual.values():
             kind = kinds[name].name
-            require(kind in ("float32", "float16", "bfloat16"), f"{prefix}: {name} is of type {kind}, not of float32")
+            require(kind in ("float64", "float32", "float16", "bfloat16"), f"{prefix}: {name} is of type {kind}")
 
     def read(self, name: str) -> np.ndarray:
         try:
-            return self._reader.get_tensor(name).astype(np.float32, copy=False)
+            return self._reader.get_tensor(self._actual[name]).astype(np.float32, copy=False)
         except Exception as error:  # TensorFlow's, or a RuntimeError, by where the file is damaged
-            raise ValueError(f"{self._prefix}.*: {name} cannot be read ({_first_line(error)}): copy it again") from None
+            raise ValueError(f"{self._file}.*: {name} cannot be read ({_first_line(error)}): copy it again") from None
 
 
-def _prefix(folder: pathlib.Path) -> pathlib.Path:
+def weights(shapes: Mapping[str, tuple[int, ...]], file: str) -> dict[str, str]:
+    """Of a checkpoint's variables those that are weights, by the reference's names; and what they are called there.
+
+    Left out is what any optimizer keeps beside: its slots and moving averages are named after the variable that they
+    belong to (".../kernel/adam_m", ".../kernel/ExponentialMovingAverage"), and steps, powers of betas and loss scales
+    are scalars. What a wrapper put before all names is taken off.
+
+    Raises:
+      ValueError: where there are two encoders.
+    """
+    words = "bert/embeddings/word_embeddings"
+    prefixes = sorted(name.removesuffix(words) for name in shapes if name.endswith(words))
+    require(len(prefixes) < 2, f"{file}: there are {len(prefixes)} encoders, under {prefixes}: keep the one meant")
+    prefix = prefixes[0] if prefixes else ""
+    averages = [name for name in shapes if name.rpartition("/")[2] == "ExponentialMovingAverage"]
+    if averages:
+        logging.warning(
+            "%s: %d moving averages lie beside the weights, which are taken as they are", file, len(averages)
+        )
+    found = [name for name, shape in shapes.items() if shape and name.rpartition("/")[0] not in shapes]
+    return {name.removeprefix(prefix): name for name in found}
+
+
+def _checkpoint(folder: pathlib.Path) -> pathlib.Path:
     """The one checkpoint of a directory."""
     found = sorted(path.name.removesuffix(".index") for path in folder.glob("*.index"))
     found = [CHECKPOINT] if CHECKPOINT in found else found
