@@ -4,6 +4,7 @@ import ast
 import pathlib
 import re
 import shlex
+import tomllib
 from collections.abc import Iterator
 
 import pytest
@@ -80,3 +81,12 @@ def test_commands_name_what_exists(document: pathlib.Path, line: str) -> None:
 def test_the_commands_are_found() -> None:
     assert {str(path) for path, _ in FOUND} >= {"README.md", "scripts/reproduce.py"}
     assert len(FOUND) > 40
+
+
+def test_the_image_is_made_of_what_is_there() -> None:
+    text = (REPOSITORY / "Dockerfile").read_text()
+    copied = [name for line in re.findall(r"^COPY (.*)", text, flags=re.MULTILINE) for name in line.split()[:-1]]
+    assert copied
+    assert all((REPOSITORY / name).exists() for name in copied)
+    extras = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert {*re.findall(r"EXTRA=(\w+)", text)} <= extras.keys()
