@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 from absl import logging
 
 from bert_jax import arrow, decoding, files, text
@@ -230,6 +231,8 @@ def _tfds(path: str, needed: Sequence[str]) -> Iterator[Record]:
 
 
 def _tfds_value(value: Any, feature: Any, what: str) -> Any:
+    if hasattr(feature, "feature") and isinstance(value, (list, np.ndarray)):  # a sequence
+        return [_tfds_value(item, feature.feature, what) for item in value]
     if hasattr(feature, "int2str"):
         return feature.int2str(int(value)) if value >= 0 else ""
     if isinstance(value, bytes):
@@ -237,6 +240,4 @@ def _tfds_value(value: Any, feature: Any, what: str) -> Any:
             return value.decode()
         except UnicodeDecodeError as error:
             raise ValueError(f"{what}: byte {error.start} is not UTF-8") from None
-    if hasattr(feature, "feature") and hasattr(value, "__len__"):  # a sequence
-        return [_tfds_value(item, feature.feature, what) for item in value]
     return value if isinstance(value, (str, dict)) else str(value)
