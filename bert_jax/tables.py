@@ -113,13 +113,14 @@ def read(
     return rows
 
 
-def with_gold(rows: Sequence[Row], label: str, unlabelled: Sequence[str], path: str) -> list[Row]:
-    """The rows that have a label: those whose `label` is one of `unlabelled` are left out, and counted in the log.
+def with_gold(rows: Sequence[Row], label: str, unlabelled: Sequence[str], path: str) -> dict[int, Row]:
+    """The rows that have a label, by their numbers: those whose `label` is one of `unlabelled` are left out, and counted
+    in the log.
 
     Raises:
       ValueError: where there is none.
     """
-    found = [row for row in rows if row.cells[label] not in unlabelled]
+    found = {number: row for number, row in enumerate(rows) if row.cells[label] not in unlabelled}
     if len(found) < len(rows):
         logging.warning("%s: %d of %d rows have no label and are left out", path, len(rows) - len(found), len(rows))
     require(bool(found), f"{path}: none of {len(rows)} rows has a label")
