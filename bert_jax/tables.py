@@ -114,8 +114,8 @@ def read(
 
 
 def with_gold(rows: Sequence[Row], label: str, unlabelled: Sequence[str], path: str) -> dict[int, Row]:
-    """The rows that have a label, by their numbers: those whose `label` is one of `unlabelled` are left out, and counted
-    in the log.
+    """The rows that have a label, by their numbers: those whose `label` is one of `unlabelled` are left out, and
+    counted in the log.
 
     Raises:
       ValueError: where there is none.
