@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 from absl import logging
 
 from bert_jax import arrow, decoding, files, text
@@ -112,13 +113,14 @@ def read(
     return rows
 
 
-def with_gold(rows: Sequence[Row], label: str, unlabelled: Sequence[str], path: str) -> list[Row]:
-    """The rows that have a label: those whose `label` is one of `unlabelled` are left out, and counted in the log.
+def with_gold(rows: Sequence[Row], label: str, unlabelled: Sequence[str], path: str) -> dict[int, Row]:
+    """The rows that have a label, by their numbers: those whose `label` is one of `unlabelled` are left out, and
+    counted in the log.
 
     Raises:
       ValueError: where there is none.
     """
-    found = [row for row in rows if row.cells[label] not in unlabelled]
+    found = {number: row for number, row in enumerate(rows) if row.cells[label] not in unlabelled}
     if len(found) < len(rows):
         logging.warning("%s: %d of %d rows have no label and are left out", path, len(rows) - len(found), len(rows))
     require(bool(found), f"{path}: none of {len(rows)} rows has a label")
@@ -230,6 +232,8 @@ def _tfds(path: str, needed: Sequence[str]) -> Iterator[Record]:
 
 
 def _tfds_value(value: Any, feature: Any, what: str) -> Any:
+    if hasattr(feature, "feature") and isinstance(value, (list, np.ndarray)):  # a sequence
+        return [_tfds_value(item, feature.feature, what) for item in value]
     if hasattr(feature, "int2str"):
         return feature.int2str(int(value)) if value >= 0 else ""
     if isinstance(value, bytes):
@@ -237,6 +241,4 @@ def _tfds_value(value: Any, feature: Any, what: str) -> Any:
             return value.decode()
         except UnicodeDecodeError as error:
             raise ValueError(f"{what}: byte {error.start} is not UTF-8") from None
-    if hasattr(feature, "feature") and hasattr(value, "__len__"):  # a sequence
-        return [_tfds_value(item, feature.feature, what) for item in value]
     return value if isinstance(value, (str, dict)) else str(value)

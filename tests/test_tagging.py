@@ -171,7 +171,7 @@ def test_conllu(tmp_path: pathlib.Path) -> None:
         ("a O\nb B-\n", r"f.txt:2: the tag 'B-' is neither"),
         ("a\tO\n#b\n", r"f.txt:2: 2 columns expected, 1 found"),
         ("a\tO\nb c\t \n", r"f.txt:2: the tag '' is neither"),
-        ("a O\nb\n", r"f.txt:2: 2 columns expected, 1 found: 'b'"),
+        ("a O\nb\n", r"f.txt:2: 2 columns expected, 1 found, by white space: 'b'"),
         (
             "a O\n\nb O\nc B-Y\n",
             r"f.txt:4: tag 'B-Y' of 'c' is none of O, B-X, I-X; name all in task.labels",

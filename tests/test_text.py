@@ -137,10 +137,10 @@ def test_not_utf8(tmp_path: pathlib.Path, suffix: str) -> None:
     ("line", "message"),
     [
         ('{"text": "a"', r'expected a JSON object like \{"text": "..."\}: Expecting .*column 13'),
-        ('["text"]', r"expected a JSON object like .*, not '\[\"text\"\]'"),
+        ('["text"]', r"expected a JSON object like .*, not \[\"text\"\]"),
         ('{"txt": "a"}', r"no field 'text': did you mean 'txt'\? there is: txt"),
         ('{"text": null}', r"the field 'text' must be a text, not null"),
-        ('{"text": "\\ud800"}', r"holds half a surrogate pair"),
+        ('{"text": "\\ud800"}', r".* holds half a surrogate pair"),
     ],
 )
 def test_bad_json(tmp_path: pathlib.Path, line: str, message: str) -> None:

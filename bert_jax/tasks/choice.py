@@ -75,8 +75,7 @@ class Choose(Task):
         found = []
         needed = [*texts, self.label] if labelled else texts
         rows = tables.read(path, needed, texts=texts, columns=self.columns)
-        rows = tables.with_gold(rows, self.label, self.unlabelled, path) if labelled else rows
-        for row in rows:
+        for row in tables.with_gold(rows, self.label, self.unlabelled, path).values() if labelled else rows:
             cells = row.cells
             if labelled and cells[self.label] not in known:
                 raise ValueError(

@@ -132,14 +132,14 @@ class Classify(Task):
         """
         needed = [*self.text, self.label] if labelled else self.text
         rows = tables.read(path, needed, texts=self.text, columns=self.columns, malformed=self.malformed)
-        rows = tables.with_gold(rows, self.label, self.unlabelled, path) if labelled else rows
+        kept = tables.with_gold(rows, self.label, self.unlabelled, path) if labelled else dict(enumerate(rows))
         return [
             Example(
                 tuple(row.cells[name] for name in self.text),
                 self._number(row) if labelled else 0,
                 row.cells.get(self.index, str(number)),
             )
-            for number, row in enumerate(rows)
+            for number, row in kept.items()
         ]
 
     def _check_varied(self, rows: Sequence[Example], path: str) -> None:
