@@ -154,8 +154,13 @@ def _ask(
             for (_, endings), chosen in zip(asked, model.choose(asked, len(asked)), strict=True):
                 yield {"endings": endings, **chosen._asdict()}
     else:
-        for number, row in numbered.items():
-            try:
-                yield {"fill": [one._asdict() for one in model.fill_mask(row["text"], top)]}
-            except ValueError as error:
-                raise ValueError(f"line {number}: {error}") from None
+        try:
+            fillings = model.fill_mask([row["text"] for row in rows], top, size)
+        except ValueError:  # of one of them, which is found by asking one by one
+            for number, row in numbered.items():
+                try:
+                    yield {"fill": [one._asdict() for one in model.fill_mask(row["text"], top)]}
+                except ValueError as error:
+                    raise ValueError(f"line {number}: {error}") from None
+        else:
+            yield from ({"fill": [one._asdict() for one in filling]} for filling in fillings)
