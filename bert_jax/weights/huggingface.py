@@ -144,6 +144,14 @@ def read_tokenizer(directory: str) -> Tokenizer | None:
     if not any((folder / name).exists() for name in ("vocab.txt", "tokenizer.json")) and not [*folder.glob("*.model")]:
         return None
     found = tokenizer.load(folder)
+    stated = _tokenizer_config(folder)
+    inputs = stated.get("model_input_names") or (["token_type_ids"], [])["Distil" in str(stated.get("tokenizer_class"))]
+    if "token_type_ids" not in inputs:
+        logging.warning(
+            "%s: its tokenizer gives no token_type_ids, so in `transformers` both texts of a pair have segment 0; here "
+            "the second has segment 1",
+            directory,
+        )
     if isinstance(found, WordPiece) and not found.lower and tokenizer_files.read(folder).lower is None:
         logging.warning(
             "%s: no file says do_lower_case; the vocabulary is cased, so text is read as it is (`transformers` would "
