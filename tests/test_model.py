@@ -243,6 +243,9 @@ def test_a_sentence_transformers_directory_is_embedded_as_it_says(tmp_path: path
     with pytest.raises(ValueError, match=r"name a pooling: .*pooling by pooling_mode_lasttoken, default_prompt_name"):
         other.embed(cut)
     assert other.embed(cut, "cls", normalize=False).shape == (1, 16)
+    (folder / "modules.json").write_text(json.dumps([*modules, modules[1] | {"path": "../elsewhere"}]))
+    with pytest.raises(ValueError, match=r"'\.\./elsewhere' is not the name of a folder there"):
+        bert_jax.load(str(folder))
 
 
 def test_a_model_says_what_it_is_and_can_do() -> None:

@@ -110,7 +110,11 @@ def read_pooling(folder: pathlib.Path) -> Pooling | None:
     stated: dict[str, Any] = {}
     for module, kind in zip(modules, kinds, strict=True):
         if kind == "Pooling":
-            stated = config.read_json(listed.parent / str(module.get("path")) / "config.json")
+            inner = str(module.get("path"))
+            require(
+                pathlib.PureWindowsPath(inner).name == inner, f"{listed}: {inner!r} is not the name of a folder there"
+            )
+            stated = config.read_json(listed.parent / inner / "config.json")
     modes = [name for name, on in stated.items() if name.startswith("pooling_mode_") and on is True]
     modes = [_POOLINGS.get(name.removeprefix("pooling_mode_"), name) for name in modes]
     modes = modes or [str(stated.get("pooling_mode", "mean"))]
