@@ -331,17 +331,12 @@ def initialise(params: Any, source: Any, *, task: Task, name: str, whole: bool =
     require(not problems, f"{name} does not fit this experiment:\n  " + "\n  ".join(problems[:12]))
     here = {path.split("/")[0] for path in wanted}
     anew, dropped = sorted(skipped & here), sorted((modules - here) | (skipped & modules))
-    if anew or dropped:
-        logging.warning(
-            "of %s: %s",
-            name,
-            "; ".join(
-                [f"{', '.join(anew)} starts anew, from random values"] * bool(anew)
-                + [f"its {', '.join(dropped)} is left out"] * bool(dropped)
-            ),
-        )
+    said = [f"{', '.join(dropped)} left out"] if dropped else []
+    said = [f"{', '.join(anew)} starts anew, from random values", *said] if anew else said
+    if said:
+        logging.warning("of %s: %s", name, "; ".join(said))
 
-    def fill(keys: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
+    def fill(keys: tuple[Any, ...], leaf: Any) -> jax.Array:
         path = path_of(keys)
         if path.split("/")[0] in skipped:
             return leaf

@@ -567,7 +567,7 @@ def load(directory: str) -> Model:
     others = [one for one in (*_ABILITIES, "next_sentence") if one in params and one != head]
     others = [one for one in others if (head, one) != ("masked_lm", "next_sentence")]
     if others:
-        logging.warning("of %s: its %s is left out, the model is asked by its %s", directory, ", ".join(others), head)
+        logging.warning("of %s: %s left out, the model is asked by its %s", directory, ", ".join(others), head)
         params = {name: leaf for name, leaf in params.items() if name not in others}
     # Array by array: what is on the device needs no copy on the host.
     params = jax.tree.map(lambda leaf: jax.block_until_ready(jnp.asarray(np.asarray(leaf))), params)

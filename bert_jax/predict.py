@@ -235,5 +235,5 @@ def _ask(
             asked = [(row["context"], row["endings"]) for row in alike]
             yield from (chosen._asdict() for chosen in model.choose(asked, len(asked)))
     else:
-        for row in rows:
-            yield {"fill": [one._asdict() for one in model.fill_mask(row["text"], top)]}
+        for fillings in model.fill_mask([row["text"] for row in rows], top, size):
+            yield {"fill": [filling._asdict() for filling in fillings]}

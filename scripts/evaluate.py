@@ -28,7 +28,7 @@ _OUTPUT = flags.DEFINE_string("output", None, "A directory for result.json and p
 startup.require_values(_MODEL, _CONFIG, _OUTPUT)
 
 
-def main(argv: list[str], changes: dict[str, str]) -> None:
+def main(argv: list[str], changes: dict[str, str] | None = None) -> None:
     del argv
     from bert_jax import evaluate, experiment, pretrained  # after the flags: --help needs no JAX
 
@@ -37,7 +37,7 @@ def main(argv: list[str], changes: dict[str, str]) -> None:
     where = {"data_dir": _DATA_DIR.value, "cache_dir": _CACHE_DIR.value, "output": _OUTPUT.value or ""}
     try:
         exp = experiment.load(_CONFIG.value) if _CONFIG.value else pretrained.open(_MODEL.value).experiment
-        print(json.dumps(evaluate.evaluate(_MODEL.value, override(exp, changes), **where), indent=1))
+        print(json.dumps(evaluate.evaluate(_MODEL.value, override(exp, changes or {}), **where), indent=1))
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     except (MemoryError, RuntimeError) as error:

@@ -13,7 +13,7 @@ import pytest
 from array_record.python import array_record_module
 
 import bert_jax
-from bert_jax import checkpoint, config, experiment, lane, planning, train
+from bert_jax import checkpoint, config, evaluate, experiment, lane, planning, train
 from bert_jax.config import override
 from bert_jax.experiment import Experiment
 from bert_jax.program import Program
@@ -217,6 +217,21 @@ def test_a_fine_tuning_learns_and_says_so(runs: dict[str, pathlib.Path]) -> None
     assert result["majority"] == 0.5
     assert result["step"] == 120 * 12 // 16
     assert (result["metric"], result["score"]) == ("accuracy", result["accuracy"])
+
+
+def test_a_run_is_scored_again_as_it_scored_itself(runs: dict[str, pathlib.Path], tmp_path: pathlib.Path) -> None:
+    """Without training, without its training file: the same figures, the same files of predictions."""
+    wanted = json.loads((runs["tuned"] / "result.json").read_text())
+    for name in ("dev", "more", "test"):
+        (tmp_path / f"{name}.tsv").write_text((runs["tuned"].parent / f"{name}.tsv").read_text())
+    found = evaluate.evaluate(str(runs["tuned"]), output=str(tmp_path / "out"), data_dir=str(tmp_path))
+    for name, value in found.items():
+        if name not in ("model", "predictions"):
+            assert value == wanted[name] if isinstance(value, str) else value == pytest.approx(wanted[name], rel=1e-5)
+    assert found["predictions"] == wanted["predictions"]
+    for name in wanted["predictions"]:
+        there, here = (folder / "predictions" / name for folder in (runs["tuned"], tmp_path / "out"))
+        assert here.read_bytes() == there.read_bytes()
 
 
 def test_predictions_are_of_every_row_once_and_in_order(runs: dict[str, pathlib.Path]) -> None:

@@ -1,5 +1,6 @@
 """From form to form: bit for bit, whole or not at all."""
 
+import dataclasses
 import json
 import pathlib
 import subprocess
@@ -11,9 +12,10 @@ import bert_jax
 from bert_jax import checkpoint, convert, experiment, pretrained, train
 from bert_jax.config import override
 from bert_jax.experiment import Experiment
+from bert_jax.tasks.glue import BINARY, GLUE, glue
 from bert_jax.weights import huggingface, storage
 from tests.conftest import REPOSITORY
-from tests.test_weights import HEADS, assert_equal, directory
+from tests.test_weights import HEADS, TINY, assert_equal, directory, random_params
 
 pytestmark = pytest.mark.usefixtures("few_devices")
 
@@ -78,9 +80,50 @@ def test_the_model_card(run: pathlib.Path, tiny: Experiment, tmp_path: pathlib.P
     assert f"- corpus: `{tiny.task.corpus}`" in card
     assert "- documents: 120" in card
     assert '"learning_rate": 0.001' in card
-    assert "BertForPreTraining.from_pretrained" in card
+    assert card.startswith("---\nlibrary_name: transformers\npipeline_tag: fill-mask\n")
+    assert 'pipeline("fill-mask", model="DIRECTORY")' in card
     assert "python -m bert_jax --config=" in card
     assert "2 layers, hidden size 16, 2 heads and 320 embeddings" in card
+
+
+@pytest.mark.parametrize(
+    ("kind", "pipeline", "said"),
+    [
+        ("BertForTokenClassification", "token-classification", 'model="DIRECTORY", aggregation_strategy="first")'),
+        ("BertForSequenceClassification", "text-classification", 'ask("a text")'),
+        ("BertForQuestionAnswering", "question-answering", 'ask(question="Who wrote it?"'),
+        ("BertForMultipleChoice", None, "BertForMultipleChoice.from_pretrained"),
+    ],
+)
+def test_a_card_s_front_matter_and_usage(kind: str, pipeline: str | None, said: str, tmp_path: pathlib.Path) -> None:
+    yaml = pytest.importorskip("yaml")
+    card = convert.card(pretrained.open(str(directory(tmp_path, kind))), kind)
+    front = yaml.safe_load(card.split("---\n")[1])
+    assert front["library_name"] == "transformers"
+    assert (front.get("pipeline_tag"), front["license"], front["tags"]) == (pipeline, "unknown", ["bert", "bert_jax"])
+    assert said in card
+
+
+def test_glue_s_labels_have_names_in_exports_and_answers(tmp_path: pathlib.Path) -> None:
+    """The files spell "0" and "1"; what is submitted stays so."""
+    source = pretrained.open(str(directory(tmp_path / "source", "BertForSequenceClassification")))
+    params = source.params()
+    params["classifier"]["dense"] = random_params(TINY, ("classifier",), classes=2)["classifier"]["dense"]
+    exp = dataclasses.replace(source.experiment, task=glue("sst2"))
+    found = dataclasses.replace(source, task=exp.task, read=lambda: params)
+    assert found.tokenizer is not None
+    (tmp_path / "hf").mkdir()
+    convert._write(found, found.tokenizer, tmp_path / "hf", "huggingface")
+    values = json.loads((tmp_path / "hf" / "config.json").read_text())
+    assert values["id2label"] == {"0": "negative", "1": "positive"}
+    assert values["problem_type"] == "single_label_classification"
+    model = bert_jax.load(str(tmp_path / "hf"))
+    assert list(model.classify("the cat")[0].probabilities) == ["negative", "positive"]
+    names = {name: task.names for name, task in GLUE.items() if task.labels}
+    assert all(not name.isdigit() for labels in names.values() for name in labels)
+    assert all(task.labels == BINARY for task in GLUE.values() if task.label_names), "as the files have them"
+    tfds = glue("mrpc", tfds=True)
+    assert (tfds.names, tfds.spelled) == (("not_equivalent", "equivalent"), BINARY)
 
 
 def test_what_exists_is_left_alone(run: pathlib.Path, tmp_path: pathlib.Path) -> None:

@@ -2,16 +2,18 @@
 
 import json
 import pathlib
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 from absl import logging
 
 import bert_jax
-from bert_jax import config, convert, experiment, model, pretrained
+from bert_jax import checkpoint, config, convert, experiment, model, predict, pretrained
 from bert_jax.config import override
 from bert_jax.experiment import Experiment
 from bert_jax.tasks.choice import Choose
@@ -19,7 +21,7 @@ from bert_jax.tasks.classify import Classify
 from bert_jax.tasks.pretrain import Pretrain
 from bert_jax.tasks.squad import Squad
 from bert_jax.tasks.tagging import Tag
-from bert_jax.weights import huggingface
+from bert_jax.weights import huggingface, names
 from tests.test_weights import TINY, directory, random_params, vocabulary
 
 SIZE = override(TINY, {"max_positions": 64})
@@ -215,6 +217,133 @@ def test_embed_is_the_mean_over_a_text_s_own_tokens() -> None:
     ):
         with pytest.raises(ValueError, match=said):
             call()
+
+
+def test_a_sentence_transformers_directory_is_embedded_as_it_says(tmp_path: pathlib.Path) -> None:
+    """Its length, its pooling and whether vectors are scaled; what is not done here is said where it would matter."""
+    folder = directory(tmp_path / "st", "BertModel", override(TINY, {"max_positions": 64}))
+    plain = bert_jax.load(str(folder))
+    kinds = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")]
+    modules = [{"path": path, "type": f"sentence_transformers.models.{kind}"} for path, kind in kinds]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 8, "do_lower_case": False}))
+    (folder / "1_Pooling").mkdir()
+    pooling = folder / "1_Pooling" / "config.json"
+    pooling.write_text(json.dumps({"word_embedding_dimension": 16, "pooling_mode_max_tokens": True}))
+    model = bert_jax.load(str(folder))
+    long, cut = " ".join([CAT] * 4), f"{CAT} the cat"
+    assert model.length == 8
+    states = plain.encode(cut)
+    wanted = states.last[0][states.mask[0]].max(axis=0)
+    np.testing.assert_allclose(model.embed(long)[0], wanted / np.linalg.norm(wanted), atol=1e-5)
+    np.testing.assert_allclose(model.embed(long, "mean", normalize=False), plain.embed(cut), atol=1e-5)
+    pooling.write_text(json.dumps({"pooling_mode_lasttoken": True}))
+    (folder / "config_sentence_transformers.json").write_text(json.dumps({"default_prompt_name": "query"}))
+    other = bert_jax.load(str(folder))
+    with pytest.raises(ValueError, match=r"name a pooling: .*pooling by pooling_mode_lasttoken, default_prompt_name"):
+        other.embed(cut)
+    assert other.embed(cut, "cls", normalize=False).shape == (1, 16)
+    (folder / "modules.json").write_text(json.dumps([*modules, modules[1] | {"path": "../elsewhere"}]))
+    with pytest.raises(ValueError, match=r"'\.\./elsewhere' is not the name of a folder there"):
+        bert_jax.load(str(folder))
+
+
+def test_a_model_says_what_it_is_and_can_do() -> None:
+    said = repr(made(("pooler", "classifier"), CLASSES))
+    assert "2 layers, hidden size 16, 2 heads, 40 tokens" in said
+    assert "Classify (a, b, c); reads up to 16 tokens; can encode, embed, classify>" in said
+    abilities = {
+        ("masked_lm",): (Pretrain(), "fill_mask"),
+        ("tagger",): (tags(3), "tag"),
+        ("span",): (Squad(train="", dev=""), "answer"),
+        ("pooler", "choice"): (Choose(train=""), "choose"),
+    }
+    for modules, (task, ability) in abilities.items():
+        assert made(modules, task).abilities == ("encode", "embed", ability)
+    assert repr(made(())).endswith("no head; reads up to 16 tokens; can encode, embed>")
+
+
+def test_several_masks_are_filled_as_one_by_one() -> None:
+    one = made(("masked_lm",), length=64)
+    texts = ["the [MASK] sat", " ".join([CAT] * 9) + " [MASK]", "[MASK]", "the [MASK] on w1 w2"]
+    for size in (1, 3, 32):
+        for alone, found in zip(texts, one.fill_mask(texts, 3, size), strict=True):
+            wanted = one.fill_mask(alone, 3)
+            assert [fill.text for fill in found] == [fill.text for fill in wanted]
+            np.testing.assert_allclose([f.probability for f in found], [f.probability for f in wanted], rtol=1e-4)
+    for asked, said in (([], "there are no texts"), (["[MASK]", "none"], "exactly once, not 0 times: 'none'")):
+        with pytest.raises(ValueError, match=said):
+            one.fill_mask(asked)
+
+
+@pytest.mark.parametrize("kind", ["tag", "answer", "choose"])
+def test_rows_are_padded_to_their_batch(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not to the longest of all, and what comes of it is what comes of each by itself."""
+    short, long = "the cat", " ".join([CAT] * 14)
+    if kind == "tag":
+        one, asked = made(("tagger",), tags(3), length=64), [long, short, short, short]
+    elif kind == "answer":
+        one = made(("span",), Squad(train="", dev=""), length=64)
+        asked = [(short, text) for text in (long, short, "the", "cat")]
+    else:
+        one, asked = made(("pooler", "choice"), Choose(train=""), length=64), [(t, [t, "on"]) for t in (long, short)]
+    alone = [getattr(one, kind)([text])[0] for text in asked]
+    shapes = []
+    kept = one._kept_of
+    monkeypatch.setattr(one, "_kept_of", lambda batch: shapes.append(batch["mask"].shape[-1]) or kept(batch))
+    found = getattr(one, kind)(asked, batch_size=1)
+    assert (shapes[0], shapes[-1], shapes) == (32, 64, sorted(shapes))
+    if kind == "tag":
+        assert found == alone
+    elif kind == "answer":
+        for first, second in zip(found, alone, strict=True):
+            assert first.best_text == second.best_text
+            assert first.null_odds == pytest.approx(second.null_odds, abs=1e-4)
+    else:
+        for first, second in zip(found, alone, strict=True):
+            assert first.probabilities == pytest.approx(second.probabilities, abs=1e-5)
+
+
+def test_a_bar_is_shown_on_a_terminal_alone(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setattr(model, "MANY", 4)
+    one = made(())
+    one.embed(["cat"] * 8, batch_size=2)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    one.embed(["cat"] * 8, batch_size=2)
+    assert "8 texts" in capsys.readouterr().err
+
+
+def test_a_head_that_is_not_asked_is_named(tmp_path: pathlib.Path, warnings: list[str]) -> None:
+    """At load, where a file has two; on the way out, where the class has no place; at the start of a run."""
+    both = random_params(TINY, ("pooler", "classifier", "masked_lm"))
+    tensors = dict(names.arrays(both, "huggingface", TINY))
+    folder = directory(tmp_path / "both", "BertForSequenceClassification")
+    safetensors.numpy.save_file(tensors, folder / "model.safetensors")
+    one = bert_jax.load(str(folder))
+    assert warnings == [f"of {folder}: masked_lm left out, the model is asked by its classifier"]
+    assert one.abilities == ("encode", "embed", "classify")
+    with pytest.raises(ValueError, match="this model has no masked LM head"):
+        one.fill_mask("[MASK]")
+    warnings.clear()
+    (tmp_path / "out").mkdir()
+    written = huggingface.write(tmp_path / "out", both, TINY, vocabulary(40), ("a", "b", "c"))
+    assert written == "BertForSequenceClassification"
+    assert warnings == ["a BertForSequenceClassification has no place for masked_lm: left out"]
+    warnings.clear()
+    module = CLASSES.module(TINY)
+    rows = {name: np.zeros((1, 4), np.int32) for name in ("tokens", "segments")} | {"mask": np.ones((1, 4), bool)}
+    params = module.init(jax.random.key(0), jax.tree.map(jax.numpy.asarray, rows))["params"]
+    checkpoint.initialise(params, both, task=CLASSES, name="RUN")
+    assert warnings == ["of RUN: classifier starts anew, from random values; classifier, masked_lm left out"]
+
+
+def test_a_published_reader_says_no_answer_where_it_is_told_when(tmp_path: pathlib.Path) -> None:
+    one = bert_jax.load(str(directory(tmp_path, "BertForQuestionAnswering")))
+    line = [(1, "cat the\tthe cat sat on w3")]
+    answers = [json.loads(next(predict.answers(one, line, null_threshold=limit))) for limit in (None, -1e9, 1e9)]
+    assert [bool(answer["answer"]) for answer in answers] == [True, False, True]
+    assert ["null_odds" in answer for answer in answers] == [False, True, True]
 
 
 def test_vectors_take_the_memory_of_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,6 +41,11 @@ REFUSED = {
         ("x=", "workdir"),
         ("=x", "workdir"),
     ],
+    "evaluate.py": [
+        ("--model=", "model"),
+        ("--model=d --output=", "output"),
+        ("--model=nothere", "nothing is downloaded"),
+    ],
     "check_answers.py": [
         ("--input= --vocab=v", "input"),
         ("--input=q --vocab=", "vocab"),

@@ -756,6 +756,21 @@ def test_a_tokenizer_of_one_s_own_rules_goes_there_and_back(tmp_path: pathlib.Pa
         assert found.fingerprint == wanted.fingerprint, name
 
 
+@pytest.mark.parametrize("more", [{"model_input_names": ["input_ids"]}, {"tokenizer_class": "DistilBertTokenizer"}])
+def test_segments_that_a_tokenizer_does_not_give_are_said(
+    more: dict, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(huggingface.logging, "warning", lambda text, *values: said.append(text % values))
+    file = directory(tmp_path, "BertModel") / "tokenizer_config.json"
+    pretrained.open(str(tmp_path))
+    assert said == []
+    file.write_text(json.dumps(json.loads(file.read_text()) | more))
+    pretrained.open(str(tmp_path))
+    assert len(said) == 1
+    assert "its tokenizer gives no token_type_ids" in said[0]
+
+
 def test_a_sentencepiece_model_lying_there_is_seen(tmp_path: pathlib.Path) -> None:
     texts = (f"{a}{b} {b}{c}" for a in "abcd" for b in "efgh" for c in "ijkl")
     other = vocabularies.train_sentencepiece(texts, 30, kind="bpe")

@@ -110,7 +110,11 @@ def read_pooling(folder: pathlib.Path) -> Pooling | None:
     stated: dict[str, Any] = {}
     for module, kind in zip(modules, kinds, strict=True):
         if kind == "Pooling":
-            stated = config.read_json(listed.parent / str(module.get("path")) / "config.json")
+            inner = str(module.get("path"))
+            require(
+                pathlib.PureWindowsPath(inner).name == inner, f"{listed}: {inner!r} is not the name of a folder there"
+            )
+            stated = config.read_json(listed.parent / inner / "config.json")
     modes = [name for name, on in stated.items() if name.startswith("pooling_mode_") and on is True]
     modes = [_POOLINGS.get(name.removeprefix("pooling_mode_"), name) for name in modes]
     modes = modes or [str(stated.get("pooling_mode", "mean"))]
@@ -144,6 +148,14 @@ def read_tokenizer(directory: str) -> Tokenizer | None:
     if not any((folder / name).exists() for name in ("vocab.txt", "tokenizer.json")) and not [*folder.glob("*.model")]:
         return None
     found = tokenizer.load(folder)
+    stated = _tokenizer_config(folder)
+    inputs = stated.get("model_input_names") or (["token_type_ids"], [])["Distil" in str(stated.get("tokenizer_class"))]
+    if "token_type_ids" not in inputs:
+        logging.warning(
+            "%s: its tokenizer gives no token_type_ids, so in `transformers` both texts of a pair have segment 0; here "
+            "the second has segment 1",
+            directory,
+        )
     if isinstance(found, WordPiece) and not found.lower and tokenizer_files.read(folder).lower is None:
         logging.warning(
             "%s: no file says do_lower_case; the vocabulary is cased, so text is read as it is (`transformers` would "
