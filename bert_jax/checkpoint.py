@@ -300,13 +300,15 @@ def write_params(workdir: str, params: Any, step: int = 0) -> None:
         manager.save(step, args=ocp.args.Composite(**items))
 
 
-def initialise(params: Any, source: Any, *, task: Task, name: str, whole: bool = False) -> Any:
+def initialise(params: Any, source: Any, *, task: Task, name: str, whole: bool = False) -> tuple[Any, str]:
     """`params` with the values of `source` (a tree of what `np.asarray` takes), laid out as `params` are.
 
     What `task` calls fresh keeps its own initial values, what it calls optional does so where `source` lacks it, and
-    what it calls unused may be left over; all else must be there on both sides, in the same shape. A warning names what
-    starts anew and what is left over. With `whole` nothing starts anew. `name` is where `source` comes from, for
-    messages.
+    what it calls unused may be left over; all else must be there on both sides, in the same shape. With `whole` nothing
+    starts anew. `name` is where `source` comes from, for messages.
+
+    Returns:
+      The parameters, and the heads that start anew or are left out, in words; "" where there are none.
 
     Raises:
       ValueError: that lists what is missing, left over or of another shape.
@@ -331,10 +333,8 @@ def initialise(params: Any, source: Any, *, task: Task, name: str, whole: bool =
     require(not problems, f"{name} does not fit this experiment:\n  " + "\n  ".join(problems[:12]))
     here = {path.split("/")[0] for path in wanted}
     anew, dropped = sorted(skipped & here), sorted((modules - here) | (skipped & modules))
-    said = [f"{', '.join(dropped)} left out"] if dropped else []
-    said = [f"{', '.join(anew)} starts anew, from random values", *said] if anew else said
-    if said:
-        logging.warning("of %s: %s", name, "; ".join(said))
+    said = [f"{', '.join(anew)} from random values"] if anew else []
+    said += [f"{', '.join(dropped)} left out"] if dropped else []
 
     def fill(keys: tuple[Any, ...], leaf: Any) -> jax.Array:
         path = path_of(keys)
@@ -342,7 +342,7 @@ def initialise(params: Any, source: Any, *, task: Task, name: str, whole: bool =
             return leaf
         return jax.device_put(np.asarray(given[path], leaf.dtype), leaf.sharding)
 
-    return jax.tree_util.tree_map_with_path(fill, params)
+    return jax.tree_util.tree_map_with_path(fill, params), "; ".join(said)
 
 
 @contextlib.contextmanager

@@ -61,7 +61,9 @@ def evaluate(
             program.abstract.params,
             program.shardings.params,
         )
-        weights = checkpoint.initialise(empty, params, task=exp.task, name=model, whole=True)
+        weights, heads = checkpoint.initialise(empty, params, task=exp.task, name=model, whole=True)
+        if heads:
+            logging.warning("of %s: %s", model, heads)
         validation = planning.evaluated(exp.task.validation(), exp, phase, context, place, sources)
         kept = {}
         for split, batches in validation.items():

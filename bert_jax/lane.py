@@ -226,6 +226,7 @@ def initial_state(exp: Experiment, program: Program, checkpoints: checkpoint.Che
     if exp.init_from == "" or exp.random_init:
         return state, "starts from random weights"
     source = pretrained.open(exp.init_from, exp.init_step).params(exp.encoder, exp.init_positions, exp.seed)
-    params = checkpoint.initialise(state.params, source, task=exp.task, name=exp.init_from)
+    params, heads = checkpoint.initialise(state.params, source, task=exp.task, name=exp.init_from)
     where = "" if exp.init_step is None else f", step {exp.init_step}"
-    return state._replace(params=params), f"starts from the weights of {exp.init_from}{where}"
+    word = f"starts from the weights of {exp.init_from}{where}"
+    return state._replace(params=params), f"{word}, {heads}" if heads else word

@@ -12,6 +12,8 @@ import platform
 import subprocess
 from collections.abc import Mapping
 
+from bert_jax import __version__
+
 
 def now() -> dict[str, str]:
     """The names "bert_jax", "jax", "python", "commit" and "date" with their values.
@@ -26,16 +28,9 @@ def now() -> dict[str, str]:
 @functools.cache
 def _versions() -> dict[str, str]:
     """All that does not change while a process lives. The commit is that of its first question."""
-    found = {name: _version(name) for name in ("bert_jax", "jax")}
+    found = {"bert_jax": __version__, "jax": importlib.metadata.version("jax")}
     commit = _commit(pathlib.Path(__file__).parent)
     return {**found, "python": platform.python_version(), **({"commit": commit} if commit else {})}
-
-
-def _version(name: str) -> str:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
 
 
 def _commit(package: pathlib.Path) -> str:

@@ -207,7 +207,7 @@ def test_another_task_s_head_is_left_behind(kind: str, tmp_path: pathlib.Path) -
     source = pretrained.open(str(directory(tmp_path, f"BertFor{kind}"))).params()
     task = Classify(train="", dev=("",), labels=("0", "1"))
     params = jax.jit(task.module(TINY).init)(jax.random.key(0), batch(2, 8, 40))["params"]
-    found = checkpoint.initialise(params, source, task=task, name=kind)
+    found, _ = checkpoint.initialise(params, source, task=task, name=kind)
     np.testing.assert_array_equal(found["encoder"]["embeddings"]["word"], source["encoder"]["embeddings"]["word"])
     np.testing.assert_array_equal(found["classifier"]["dense"]["kernel"], params["classifier"]["dense"]["kernel"])
 

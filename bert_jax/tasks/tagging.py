@@ -9,6 +9,7 @@ alone, reads its vectors: one for each word, a sequence for each sentence.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar, Literal, NamedTuple
@@ -179,11 +180,14 @@ class Tag(Task):
         return {"tags": jnp.argmax(outputs["logits"], axis=-1)}
 
     def score(self, source: Sentences | Words, outputs: Outputs) -> dict[str, float]:
-        """Precision, recall and F1 of chunks where the tags mark some, and the accuracy of tags (conlleval)."""
-        predicted = source.tags(outputs["tags"])
-        figures = scores.conlleval(predicted, [sentence.tags for sentence in source.sentences])
+        """Precision, recall and F1 of chunks where the tags mark some, and the accuracy of tags (conlleval); the share
+        of the commonest tag, and whether all predictions are one."""
+        predicted, expected = source.tags(outputs["tags"]), [sentence.tags for sentence in source.sentences]
+        figures = scores.conlleval(predicted, expected)
         if "f1" not in self.metrics:
             figures = {"accuracy": figures["accuracy"]}
+        counted = collections.Counter(tag for tags in expected for tag in tags)
+        figures["majority"] = max(counted.values()) / counted.total()
         return {**figures, "constant": float(len({tag for tags in predicted for tag in tags}) == 1)}
 
     def predictions(
