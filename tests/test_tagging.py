@@ -210,9 +210,13 @@ def test_figures_and_predictions_by_hand() -> None:
     classes = source.arrays["tags"].copy()
     classes[0, 2] = 0  # "b" is missed
     figures = TASK.score(source, {"tags": classes})
-    assert figures == {"precision": 0.5, "recall": 0.5, "f1": 0.5, "accuracy": 0.75, "constant": 0.0}
+    assert figures == {"precision": 0.5, "recall": 0.5, "f1": 0.5, "accuracy": 0.75, "majority": 0.5, "constant": 0.0}
     accuracy = dataclasses.replace(TASK, metrics=("accuracy",))
-    assert accuracy.score(source, {"tags": np.zeros_like(classes)}) == {"accuracy": 0.25, "constant": 1.0}
+    assert accuracy.score(source, {"tags": np.zeros_like(classes)}) == {
+        "accuracy": 0.25,
+        "majority": 0.5,
+        "constant": 1.0,
+    }
     wanted = "a B-X B-X\nb I-X O\nc O O\n\nd B-X B-X\n\n"
     assert TASK.predictions("validation", source, {"tags": classes}, {}) == {"validation.txt": wanted}
 
