@@ -21,16 +21,6 @@ from bert_jax import chips, config, experiment, files, metrics, plots, provenanc
 from bert_jax.results import SIGNIFICANT, Result, failures, largest_class
 from bert_jax.study import Base, Run, Study, column_changes, commands, row_changes, runs
 
-LEGEND = (
-    "A cell is the mean over its runs and, where there are several, ± their standard deviation.",
-    "In [brackets] stands the paper's figure.",
-    f"≈ says that the seeds cannot tell this row from the first one (paired t-test, p ≥ {SIGNIFICANT:g}), * that they "
-    "can, and ? that there are too few seeds for a test.",
-    "In the table of a figure, a point is held against the first line's point at the same share of the pre-training.",
-    "A run that has begun is under way or was cut off; the same command goes on with it.",
-    "A collapsed run gives the same answer to everything.",
-    "The largest class is what one scores who names it always.",
-)
 CAPTION = (
     "Small points are runs, large ones their means, bars the standard deviation. Where the paper has figures, its "
     "differences from the first row stand beside ours, whose bars are then the standard deviation of the seeds' pairs."
@@ -201,7 +191,7 @@ def markdown(study: Study, base: Base, results: Sequence[Result], data_dir: str 
     largest = _largest(results, columns)
     if any(largest):
         lines.append(f"| always the largest class | {' | '.join(largest)} |")
-    lines += ["", *(f"- {line}" for line in LEGEND), "", provenance.written(), ""]
+    lines += ["", *(f"- {line}" for line in legend(study, results)), "", provenance.written(), ""]
     lines += ["## What rows and columns are", ""]
     given = {row.name: row_changes(row, base) for row in study.rows}
     given |= {column.name: column_changes(column, base) for column in study.columns}
@@ -246,6 +236,28 @@ def _made(study: Study, base: Base) -> str:
 def _rows(results: Sequence[Result]) -> Iterator[tuple[str, list[Result]]]:
     for name in dict.fromkeys(one.row.name for one in results):
         yield name, [one for one in results if one.row.name == name]
+
+
+def legend(study: Study, results: Sequence[Result]) -> list[str]:
+    """What the table's marks mean, of those that it has: a sentence each."""
+    states = {run.state() for one in results for run in one.cell.runs.values()}
+    lines = ["A cell is the mean over its runs and, where there are several, ± their standard deviation."]
+    if any(one.paper is not None for one in results):
+        lines.append("In [brackets] stands the paper's figure.")
+    if len(study.rows) > 1:
+        lines.append(
+            "≈ says that the seeds cannot tell this row from the first one (paired t-test, p ≥ "
+            f"{SIGNIFICANT:g}), * that they can, and ? that there are too few seeds for a test."
+        )
+    if any(row.line for row in study.rows):
+        lines.append("A point is compared with the first line's point at the same share of the pre-training.")
+    if "begun" in states:
+        lines.append("A run that has begun is under way or was cut off; the same command goes on with it.")
+    if any(one.collapsed for one in results):
+        lines.append("A collapsed run gives the same answer to everything.")
+    if any(largest_class(one) for one in results):
+        lines.append("The last row is the score of always answering with the largest class.")
+    return lines
 
 
 def _largest(results: Sequence[Result], columns: Sequence[str]) -> list[str]:
@@ -425,7 +437,7 @@ def page(
     largest = _largest(results, columns)
     if any(largest):
         body += f"<tr><th>always the largest class</th>{''.join(f'<td>{one}</td>' for one in largest)}</tr>"
-    legend = "".join(f"<li>{html.escape(line)}</li>" for line in LEGEND)
+    explained = "".join(f"<li>{html.escape(line)}</li>" for line in legend(study, results))
     images = "".join(_image(name, *picture) for name, picture in pictures.items())
     each = "".join(_behind(one, numbers[id(one)], data_dir) for one in results)
     before = "".join(_details(run, data_dir) for run in _pretrainings(results).values())
@@ -436,7 +448,7 @@ def page(
         '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
         f"<title>{title}</title><style>{_STYLE}</style><h1>{title}</h1><p>{made}</p><p>{done}</p>"
         f'<div class="wide"><table><tr><th></th>{head}</tr>{body}</table></div><ul>'
-        f"{legend}</ul>{lost}{images}"
+        f"{explained}</ul>{lost}{images}"
         f"<h2>Behind each cell</h2><p>Its seeds, its test, and its runs with commands, configs and costs.</p>{each}"
         f"<h2>Pre-trainings</h2>{before or '<p>None: the base is weights that were there.</p>'}"
         f"<p><small>{html.escape(provenance.written())}</small></p></html>\n"

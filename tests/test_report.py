@@ -179,10 +179,19 @@ def test_curves_are_named_by_the_rows_that_stand_on_them() -> None:
         assert list(report._pretrainings(results.collect(cells)))[: len(labels)] == labels
 
 
-def test_the_legend_names_all_marks() -> None:
-    assert all(mark in " ".join(report.LEGEND) for mark in "≈*?[±")
-    assert all(line.endswith(".") for line in report.LEGEND)
-    assert study.load(str(REPOSITORY / "experiments" / "table5.py")).title
+def test_the_legend_names_the_marks_that_the_table_has(tmp_path: pathlib.Path) -> None:
+    figures = {("a", "one"): [{**TUNED, "score": 0.8, "majority": 0.5}], ("b", "one"): [{**TUNED, "score": 0.7}]}
+    found = cells(tmp_path, figures)
+    plan = Study("s", "A study", tuple(cell.row for cell in found), (found[0].column,))
+    said = " ".join(report.legend(plan, results.collect(found)))
+    assert all(mark in said for mark in ("≈", "*", "?", "±", "[brackets]", "largest class"))
+    assert not any(mark in said for mark in ("begun", "collapsed", "first line"))
+    alone = [dataclasses.replace(one, cell=one.cell._replace(row=Row("a"))) for one in results.collect(found)[:1]]
+    said = " ".join(report.legend(dataclasses.replace(plan, rows=(Row("a", line="x"),)), alone))
+    assert "first line" in said
+    assert not any(mark in said for mark in ("≈", "[brackets]"))
+    collapsed = [dataclasses.replace(alone[0], collapsed=((0, 0),))]
+    assert "collapsed" in " ".join(report.legend(plan, collapsed))
 
 
 def test_the_paper_has_panels_where_it_has_figures(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
