@@ -12,7 +12,7 @@ import platform
 import subprocess
 from collections.abc import Mapping
 
-from bert_jax import __version__
+import bert_jax
 
 
 def now() -> dict[str, str]:
@@ -28,7 +28,7 @@ def now() -> dict[str, str]:
 @functools.cache
 def _versions() -> dict[str, str]:
     """All that does not change while a process lives. The commit is that of its first question."""
-    found = {"bert_jax": __version__, "jax": importlib.metadata.version("jax")}
+    found = {"bert_jax": bert_jax.__version__, "jax": importlib.metadata.version("jax")}
     commit = _commit(pathlib.Path(__file__).parent)
     return {**found, "python": platform.python_version(), **({"commit": commit} if commit else {})}
 

@@ -62,7 +62,10 @@ def run(*flags: str, script: str = "") -> subprocess.CompletedProcess[str]:
         (["--config=experiments/bert_tiny.py", "--profile=9"], "--profile=100:110, not '9'"),
         (["--config=experiments/bert_tiny.py", "--profile=1:2", "--seeds=2"], "--profile is for one run"),
         (["--config=experiments/sst2.py"], "names no encoder"),
-        (["--config=experiments/sst2.py", "--config.init_from=absent"], "absent is no workdir of a run"),
+        (
+            ["--config=experiments/sst2.py", "--config.init_from=absent"],
+            "there is no directory absent; nothing is",
+        ),
         (["--config=experiments/sst2.py", "--config.encoder.layers=2"], "name one with --config.vocab"),
         (["--config=experiments/bert_tiny.py", "--config.optimizer.learning_rate=inf"], "must be a finite number"),
         (["--config=experiments/bert_tiny.py", "--config.encoder.vocab_size=400000000"], "bytes of memory at the very"),

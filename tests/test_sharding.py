@@ -12,7 +12,7 @@ import pytest
 from jax.extend.core import Jaxpr, jaxprs_in_params
 from jax.sharding import PartitionSpec
 
-from bert_jax import collectives, config, planning, preflight, sharding, train
+from bert_jax import collectives, config, describe, planning, preflight, sharding, train
 from bert_jax.collectives import Collective
 from bert_jax.config import override
 from bert_jax.experiment import Experiment
@@ -103,7 +103,7 @@ def rank(shape: str) -> int:
 def state(exp: Experiment) -> train.State:
     count = exp.mesh.data * exp.mesh.fsdp * exp.mesh.model
     mesh = sharding.make_mesh(exp.mesh, jax.devices()[:count])
-    return Program(exp, preflight.Vocabulary(320), 1, mesh).abstract_state()
+    return Program(exp, describe.Placeholder(320), 1, mesh).abstract_state()
 
 
 def test_data_parallelism_sums_each_gradient_once(tiny: Experiment) -> None:
@@ -193,7 +193,7 @@ def test_every_row_of_the_activations_is_used(tiny: Experiment, changes: dict) -
     """As a row of the parameters must have its parameter."""
     exp = override(on(tiny, 1, 2, 2), changes)
     mesh = sharding.make_mesh(exp.mesh, jax.devices()[:4])
-    program = Program(exp, preflight.Vocabulary(319), 1, mesh)
+    program = Program(exp, describe.Placeholder(319), 1, mesh)
     batch = exp.task.spec(8, 16, exp.encoder)
     batch = jax.eval_shape(lambda b: program._corrupt(b, "train", 0), batch)
     with jax.set_mesh(mesh):
@@ -224,7 +224,7 @@ def test_every_mesh_computes_the_same(tiny: Experiment) -> None:
         devices = jax.devices()[: mesh.data * mesh.fsdp * mesh.model]
         placed = sharding.make_mesh(mesh, devices)
         with jax.set_mesh(placed):
-            program = Program(override(exp, {"mesh": mesh}), preflight.Vocabulary(320), 10, placed)
+            program = Program(override(exp, {"mesh": mesh}), describe.Placeholder(320), 10, placed)
             after, figures = program.step(program.init(), jax.device_put(batch, program.batch_sharding), program.knobs)
             weight = np.asarray(after.optimizer.mu["encoder"]["layers"]["inner"]["kernel"])
         return {**{name: np.asarray(pair[0] / pair[1]) for name, pair in figures.items()}, "weight": weight}

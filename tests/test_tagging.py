@@ -548,7 +548,7 @@ def test_a_frozen_workdir_is_a_start_for_others(base: Experiment, whole: pathlib
     state, said = lane.initial_state(
         planning.resolve(fine), Program(planning.resolve(fine), VOCABULARY, 1, sharding.make_mesh(fine.mesh)), None
     )
-    assert said == f"starts from the weights of {whole}"
+    assert said == f"starts from the weights of {whole}, tagger from random values; bilstm, tagger left out"
     jax.tree.map(
         np.testing.assert_array_equal, state.params["encoder"], checkpoint.read_params(base.init_from)["encoder"]
     )
