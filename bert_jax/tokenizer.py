@@ -340,7 +340,13 @@ def load(path: str | os.PathLike, lower: bool | None = None) -> Tokenizer:
       FileNotFoundError: no such file, or nothing to load in the directory.
       ValueError: names the file and what is wrong with it, or what it says that ours cannot follow.
     """
-    file = files.local(path)
+    missing = FileNotFoundError(f"there is no vocabulary {path}: name a vocab.txt, a SentencePiece model or a folder")
+    try:
+        file = files.local(path)
+    except FileNotFoundError:  # in a bucket
+        raise missing from None
+    if not file.exists():
+        raise missing
     if file.is_dir():
         named = [file / name for name in ("vocab.txt", "tokenizer.json") if (file / name).exists()]
         candidates = named[:1] if named and not _other_model(named[0]) else sorted(file.glob("*.model"))

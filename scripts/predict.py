@@ -18,6 +18,7 @@ With --embeddings it gives vectors instead, of any model: a text's, or each of i
 """
 
 import itertools
+import os
 import sys
 
 from absl import flags
@@ -49,6 +50,8 @@ flags.register_validator(_NULL_THRESHOLD, lambda value: value is None or value =
 def main(argv: list[str]) -> None:
     del argv
     try:
+        if _INPUT.value != "-" and (not os.path.exists(_INPUT.value) or os.path.isdir(_INPUT.value)):
+            raise FileNotFoundError(f"there is no file {_INPUT.value}: --input names one, a text a line")
         if _CONFIG.value:
             definitions.defined(_CONFIG.value)
         model = bert_jax.load(_MODEL.value)

@@ -61,6 +61,7 @@ def test_experiments_are_there_after_an_installation(installed: pathlib.Path, tm
         ("--config=bert_tin --show", 1, "did you mean 'bert_tiny'"),
         ("--config=bert_tiny", 1, "--workdir=DIR is needed"),
         ("predict --help", 1, "scripts/predict.py"),  # absl's status of a help
+        ("predict --model=run --input=absent", 1, "there is no file absent: --input names one"),
         ("predict --model=absent", 1, "error: there is no directory absent"),
         ("build-vocab --help", 1, "scripts/build_vocab.py"),
         ("launch --help", 1, "supervise"),
