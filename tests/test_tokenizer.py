@@ -373,7 +373,7 @@ def test_what_a_tokenizer_s_files_say_and_ours_cannot_is_refused(more: dict, sai
 
 
 def test_bad_places(tmp_path: pathlib.Path) -> None:
-    with pytest.raises(FileNotFoundError, match="there is no vocabulary .*nothere"):
+    with pytest.raises(FileNotFoundError, match=r"there is no vocabulary .*nothere"):
         tokenizer.load(tmp_path / "nothere.txt")
     with pytest.raises(FileNotFoundError, match=r"neither a vocab\.txt nor a \*\.model"):
         tokenizer.load(tmp_path)
