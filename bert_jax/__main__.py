@@ -75,7 +75,9 @@ def main(argv: Sequence[str], changes: dict[str, str]) -> int:
     """
     if len(argv) > 1:
         raise app.UsageError(f"too many arguments: {argv[1:]}; a flag's value follows an equals sign")
-    from bert_jax import describe, experiment, hosts, metrics, planning, sweep, train  # --help needs no JAX
+    from bert_jax import experiment
+    from bert_jax.studies import sweep
+    from bert_jax.training import describe, hosts, metrics, planning, train  # --help needs no JAX
 
     startup.log_warnings()
     startup.keep_programs(_CACHE_DIR.value)

@@ -7,7 +7,7 @@ The paper's lines, MNLI dev accuracy from 200k to 1M steps, are drawn and not pr
 500k to 1M, and the left-to-right model leads for the first steps only.
 """
 
-from bert_jax.study import Column, Row, Study
+from bert_jax.studies.study import Column, Row, Study
 from experiments.table5 import EXTRA, LEFT_TO_RIGHT, MNLI
 
 POINTS = (0.2, 0.4, 0.6, 0.8, 1.0)

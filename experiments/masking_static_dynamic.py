@@ -7,7 +7,7 @@ Their figures are the medians of 5 runs of BERT-Base: SQuAD 2.0 by F1, the other
 second visit of an example on: the phases must be longer than `dupe_factor` passes over the corpus.
 """
 
-from bert_jax.study import Column, Row, Study
+from bert_jax.studies.study import Column, Row, Study
 from experiments.table5 import EXTRA, MNLI, SST2
 
 STUDY = Study(

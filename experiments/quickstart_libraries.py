@@ -6,8 +6,8 @@ python -m bert_jax --config=experiments/quickstart_libraries.py --config.init_fr
 
 from bert_jax import config
 from bert_jax.experiment import Experiment
-from bert_jax.quickstart import LIBRARIES
 from bert_jax.tasks.classify import Classify
+from bert_jax.tasks.quickstart import LIBRARIES
 
 EXPERIMENT = Experiment(
     name="quickstart_libraries",

@@ -7,7 +7,7 @@ Row "No NSP" leaves out the loss alone; "No NSP, one document" is the other read
 left-to-right rows the last token classifies, which alone has seen all; the paper does not say which one did.
 """
 
-from bert_jax.study import Column, Row, Study
+from bert_jax.studies.study import Column, Row, Study
 
 NO_NSP = {"task.next_sentence": False}
 LEFT_TO_RIGHT = {

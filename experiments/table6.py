@@ -7,7 +7,7 @@ The six sizes are the paper's where the base is BERT-Base, and keep their propor
 mean is over 5 restarts: --seeds=5.
 """
 
-from bert_jax.study import Column, Row, Study
+from bert_jax.studies.study import Column, Row, Study
 from experiments.table5 import EXTRA, MNLI, SST2
 
 

@@ -6,7 +6,7 @@ The paper's figures are those of cased BERT-Base, the mean of 5 runs; it gives t
 be a file, which is pre-trained first, or a directory of weights with four layers or more.
 """
 
-from bert_jax.study import Column, Row, Study
+from bert_jax.studies.study import Column, Row, Study
 
 
 def features(layers: str):

@@ -7,7 +7,7 @@ MNLI's dev accuracy, and F1 of named entities on dev, fine-tuned and from featur
 behind this table are not those behind Tables 5 and 7, whose figures for the same model differ by up to one point.
 """
 
-from bert_jax.study import Column, Row, Study
+from bert_jax.studies.study import Column, Row, Study
 from experiments.table5 import EXTRA, MNLI
 from experiments.table7 import features
 

@@ -4,7 +4,7 @@
         --config.task.corpus=CORPUS --data_dir=DATA --workdir=STUDIES
 """
 
-from bert_jax.study import Row, Study
+from bert_jax.studies.study import Row, Study
 from experiments.table5 import EXTRA, MNLI, SQUAD
 
 STUDY = Study(

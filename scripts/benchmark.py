@@ -29,11 +29,13 @@ import numpy as np
 import optax
 from absl import app, flags
 
-from bert_jax import config, data, parallel, sharding, startup
+from bert_jax import config, startup
 from bert_jax.experiment import Experiment
-from bert_jax.program import Program
 from bert_jax.tasks.base import Context
 from bert_jax.tasks.pretrain import Pretrain
+from bert_jax.text import parallel
+from bert_jax.training import data, sharding
+from bert_jax.training.program import Program
 
 # Layers and hidden size; heads are 64 wide (paper, section 3, and the miniatures).
 SIZES = {

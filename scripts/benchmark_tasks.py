@@ -23,12 +23,14 @@ import jax
 import numpy as np
 from absl import app, flags
 
-from bert_jax import config, data, experiment, planning, sharding, startup, tokenizer
+from bert_jax import config, experiment, startup
 from bert_jax.experiment import Experiment
-from bert_jax.program import Program
 from bert_jax.tasks.base import Arrays, Context
 from bert_jax.tasks.classify import Classify
 from bert_jax.tasks.tagging import Tag
+from bert_jax.text import tokenizer
+from bert_jax.training import data, planning, sharding
+from bert_jax.training.program import Program
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("config", "experiments/mrpc.py", "the experiment: its task is Classify or Tag")

@@ -19,7 +19,9 @@ from typing import Any
 
 from absl import app, flags
 
-from bert_jax import building, corpus, pairing, startup, text, tokenizer
+from bert_jax import startup
+from bert_jax.corpus import building, pairing, store
+from bert_jax.text import readers, tokenizer
 
 _INPUT = flags.DEFINE_multi(  # type: ignore[call-overload]
     flags.ListParser(),
@@ -49,7 +51,7 @@ _VERIFY = flags.DEFINE_string(
 
 def _verify(directory: str) -> None:
     """Says what is damaged, and then ends with an error."""
-    found = corpus.Corpus.open(directory)
+    found = store.Corpus.open(directory)
     vocabulary = found.tokenizer.vocab_size
     damaged = pairing.damaged(found)
     if damaged:
@@ -73,18 +75,18 @@ def main(argv: list[str]) -> None:
         raise app.UsageError("--vocab= is empty: name a vocab.txt, a SentencePiece model, or a directory with one")
     try:
         if _DESCRIBE.value:
-            found = corpus.Corpus.open(_DESCRIBE.value)
-            print(corpus.describe(found), pairing.describe(found), sep="\n")
+            found = store.Corpus.open(_DESCRIBE.value)
+            print(store.describe(found), pairing.describe(found), sep="\n")
         elif _VERIFY.value:
             _verify(_VERIFY.value)
         else:
             vocabulary = tokenizer.load(_VOCAB.value, None if _CASED.value is None else not _CASED.value)
-            errors: text.Errors = "replace" if _ERRORS.value == "replace" else "strict"
+            errors: readers.Errors = "replace" if _ERRORS.value == "replace" else "strict"
             given, output = build
             reading: dict[str, Any] = {"workers": _WORKERS.value, "errors": errors, "field": _FIELD.value}
             reading["sentences"] = _SENTENCES.value
             found = building.build(list(itertools.chain.from_iterable(given)), vocabulary, output, **reading)
-            print(corpus.describe(found))
+            print(store.describe(found))
     except KeyboardInterrupt:
         print("\nstopped; what is done is kept: run the same command again, it goes on from there", file=sys.stderr)
         sys.exit(130)

@@ -24,7 +24,8 @@ import rich.console
 import rich.progress
 from absl import app, flags
 
-from bert_jax import files, reading, startup, tokenizer, vocabularies
+from bert_jax import files, startup
+from bert_jax.text import reading, tokenizer, vocabularies
 
 _INPUT = flags.DEFINE_multi(  # type: ignore[call-overload]
     flags.ListParser(),

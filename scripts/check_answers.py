@@ -12,8 +12,9 @@ import sys
 
 from absl import app, flags
 
-from bert_jax import startup, tokenizer
+from bert_jax import startup
 from bert_jax.tasks import windows
+from bert_jax.text import tokenizer
 
 _INPUT = flags.DEFINE_string("input", None, "A file in SQuAD's form.", required=True)
 _VOCAB = flags.DEFINE_string("vocab", None, "vocab.txt, a SentencePiece model, or a directory with one.", required=True)

@@ -12,7 +12,8 @@ import typing
 
 from absl import app, flags
 
-from bert_jax import convert, startup
+from bert_jax import startup
+from bert_jax.weights import convert
 
 _TO = flags.DEFINE_enum("to", None, typing.get_args(convert.Form), "What DESTINATION shall be.")
 

@@ -30,7 +30,9 @@ startup.require_values(_MODEL, _CONFIG, _OUTPUT)
 
 def main(argv: list[str], changes: dict[str, str] | None = None) -> None:
     del argv
-    from bert_jax import evaluate, experiment, pretrained  # after the flags: --help needs no JAX
+    from bert_jax import experiment
+    from bert_jax.inference import evaluate
+    from bert_jax.weights import pretrained  # after the flags: --help needs no JAX
 
     startup.log_warnings()
     startup.keep_programs(_CACHE_DIR.value)

@@ -16,7 +16,8 @@ import typing
 from absl import app, flags
 
 import bert_jax
-from bert_jax import exporting, files, startup
+from bert_jax import files, startup
+from bert_jax.inference import exporting
 
 _MODEL = flags.DEFINE_string("model", None, "A run's workdir, a Hugging Face or TF1 directory.", required=True)
 _OUTPUT = flags.DEFINE_string("output", None, "The file to write.", required=True)

@@ -9,7 +9,8 @@ import sys
 
 from absl import flags
 
-from bert_jax import quickstart, startup
+from bert_jax import startup
+from bert_jax.tasks import quickstart
 
 _OUTPUT = flags.DEFINE_string("output", None, "The folder for train.tsv and dev.tsv.", required=True)
 startup.require_values(_OUTPUT)

@@ -11,7 +11,8 @@ import sys
 
 from absl import app, flags
 
-from bert_jax import files, plots, startup
+from bert_jax import files, startup
+from bert_jax.studies import plots
 
 _METRICS = flags.DEFINE_list("metrics", ["mlm_loss", "nsp_accuracy"], "Names as in metrics.jsonl, one panel each.")
 _OUTPUT = flags.DEFINE_string("output", "curves.png", "The picture; its ending says the format.")

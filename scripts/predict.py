@@ -24,7 +24,8 @@ import sys
 from absl import flags
 
 import bert_jax
-from bert_jax import definitions, experiment, predict, startup
+from bert_jax import definitions, experiment, startup
+from bert_jax.inference import predict
 
 _MODEL = flags.DEFINE_string("model", None, "A run's workdir, or published weights.", required=True)
 _INPUT = flags.DEFINE_string("input", "-", "A file, a text a line; - is standard input.")

@@ -34,7 +34,9 @@ def main(argv: list[str], changes: dict[str, str]) -> int:
     os.environ["JAX_PLATFORMS"] = "cpu"
     import rich.console
 
-    from bert_jax import experiment, planning, preflight
+    from bert_jax import experiment
+    from bert_jax.tpu import preflight
+    from bert_jax.training import planning
 
     try:
         exp = planning.resolve(planning.configured(experiment.load(CONFIG.value), changes))

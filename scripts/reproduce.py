@@ -50,7 +50,9 @@ def main(argv: list[str], changes: dict[str, str], tuning: dict[str, str]) -> in
         raise app.UsageError(f"too many arguments: {argv[1:]}; a flag's value follows an equals sign")
     import rich.console
 
-    from bert_jax import files, metrics, reproduce, results, study, train
+    from bert_jax import files
+    from bert_jax.studies import reproduce, results, study
+    from bert_jax.training import metrics, train
 
     startup.log_warnings()
     startup.keep_programs(CACHE_DIR.value)

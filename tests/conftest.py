@@ -55,7 +55,8 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A small corpus of made-up documents, as scripts/build_corpus.py would build it; returns its directory."""
     import random
 
-    from bert_jax import building, vocabularies
+    from bert_jax.corpus import building
+    from bert_jax.text import vocabularies
 
     rng = random.Random(0)
     words = [rng.choice("bcdfglmnprst") + rng.choice("aeiou") + rng.choice("bdklmnrst") for _ in range(200)]
@@ -91,7 +92,8 @@ def bucket(served: fake_bucket.Bucket, request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="module")
 def few_devices() -> Iterator[None]:
     """Meshes take as many of the eight devices as they name, not all."""
-    from bert_jax import config, sharding
+    from bert_jax import config
+    from bert_jax.training import sharding
 
     everything = sharding.make_mesh
 

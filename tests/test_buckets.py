@@ -12,13 +12,15 @@ import numpy as np
 import pytest
 
 import bert_jax
-from bert_jax import checkpoint, config, convert, files, metrics, train
+from bert_jax import config, files
 from bert_jax.config import override
 from bert_jax.experiment import Experiment
 from bert_jax.tasks.classify import Classify
+from bert_jax.training import metrics, train
+from bert_jax.weights import checkpoint, convert
 from tests import fake_bucket
 from tests.conftest import REPOSITORY, environment
-from tests.test_train import assert_same, params
+from tests.training.test_train import assert_same, params
 
 pytestmark = pytest.mark.usefixtures("few_devices")
 

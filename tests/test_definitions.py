@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-from bert_jax import definitions, experiment, study, sweep
+from bert_jax import definitions, experiment
+from bert_jax.studies import study, sweep
 from tests.conftest import REPOSITORY, environment
 
 HEAD = """
@@ -57,11 +58,12 @@ STUDIES = [
 ]
 
 
-STUDY = "from bert_jax.study import Column, Row, Study\n\nLM = Column('LM', figure='mlm_loss')\n\n\n"
+STUDY = "from bert_jax.studies.study import Column, Row, Study\n\nLM = Column('LM', figure='mlm_loss')\n\n\n"
 # In a process of its own: the suite checks annotations before a dataclass can.
 LOAD = """
 import sys
-from bert_jax import experiment, study
+from bert_jax import experiment
+from bert_jax.studies import study
 for file in sys.argv[1:]:
     try:
         (study if "study" in file else experiment).load(file)
@@ -156,7 +158,7 @@ def test_a_study_of_one_s_own_names_our_experiments(tmp_path: pathlib.Path, monk
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mnli.py").write_text("from experiments.mnli import EXPERIMENT\n")
     (tmp_path / "mine.py").write_text(
-        "from bert_jax.study import Row, Study\nfrom experiments.table5 import MNLI, QNLI\n"
+        "from bert_jax.studies.study import Row, Study\nfrom experiments.table5 import MNLI, QNLI\n"
         "STUDY = Study('mine', 'Mine', (Row('a'), Row('b', {'task.masking.rate': 0.4})), (MNLI, QNLI))\n"
     )
     found = study.load("mine.py")

@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
-from bert_jax import checkpoint, config, experiment, pretrained
+from bert_jax import config, experiment
 from bert_jax.config import override
 from bert_jax.experiment import Experiment, UnknownTask
 from bert_jax.tasks.classify import Classify
+from bert_jax.weights import checkpoint, pretrained
 from tests.conftest import REPOSITORY, environment
-from tests.test_weights import random_params
+from tests.weights.test_weights import random_params
 
 OWN = """
 from __future__ import annotations
@@ -80,7 +81,9 @@ def test_a_run_of_a_class_of_one_s_own_goes_on(own: tuple[pathlib.Path, pathlib.
 READ = """
 import sys, tempfile
 import bert_jax
-from bert_jax import convert, experiment, planning, pretrained, checkpoint
+from bert_jax import experiment
+from bert_jax.training import planning
+from bert_jax.weights import checkpoint, convert, pretrained
 file, workdir, folder = sys.argv[1:]
 model = bert_jax.load(workdir)
 assert len(model.fill_mask("bab [MASK] kel.")) == 5 and model.encode("bab").last.shape[-1] == 16

@@ -5,12 +5,13 @@ import re
 
 import pytest
 
-from bert_jax import config, experiment, planning, sharding
+from bert_jax import config, experiment
 from bert_jax.config import override
 from bert_jax.experiment import Experiment
-from bert_jax.program import Program, parameter_count
 from bert_jax.tasks.pretrain import Pretrain
-from bert_jax.tokenizer import WordPiece
+from bert_jax.text.tokenizer import WordPiece
+from bert_jax.training import planning, sharding
+from bert_jax.training.program import Program, parameter_count
 from tests.conftest import REPOSITORY
 
 FILES = [file for file in sorted((REPOSITORY / "experiments").glob("*.py")) if "STUDY = " not in file.read_text()]

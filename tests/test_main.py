@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
-from bert_jax import config, describe, experiment, planning, sharding
+from bert_jax import config, experiment
 from bert_jax.config import override, split_flags
 from bert_jax.experiment import Experiment
-from bert_jax.program import Program, parameter_count
 from bert_jax.startup import use_huge_pages
+from bert_jax.training import describe, planning, sharding
+from bert_jax.training.program import Program, parameter_count
 from tests.conftest import REPOSITORY, command, environment
 
 

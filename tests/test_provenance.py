@@ -7,8 +7,9 @@ import subprocess
 
 import pytest
 
-from bert_jax import experiment, metrics, provenance, train
+from bert_jax import experiment, provenance
 from bert_jax.experiment import Experiment
+from bert_jax.training import metrics, train
 
 pytestmark = pytest.mark.usefixtures("few_devices")
 

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from bert_jax import config
-from bert_jax.features import Frozen
-from bert_jax.tokenizer import Tokenizer
+from bert_jax.model.features import Frozen
+from bert_jax.text.tokenizer import Tokenizer
 
 Batch = dict[str, Any]  # named arrays with a leading batch axis
 Pair = tuple[jax.Array, jax.Array]  # a sum and its weight: pairs add up over batches, shards and hosts

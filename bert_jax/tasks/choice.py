@@ -11,10 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bert_jax import config, encoding, heads, losses, scores, tables
+from bert_jax import config
 from bert_jax.config import check_types, require
+from bert_jax.model import heads, losses
+from bert_jax.tasks import scores, tables
 from bert_jax.tasks.base import Arrays, Batch, Context, Outputs, Pair, Source, Task, inputs, pack
-from bert_jax.tokenizer import Tokenizer
+from bert_jax.text import encoding
+from bert_jax.text.tokenizer import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from bert_jax import decoding, tables
+from bert_jax.tasks import tables
+from bert_jax.text import decoding
 
 
 class Block(NamedTuple):

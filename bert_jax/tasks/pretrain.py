@@ -13,12 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bert_jax import config, heads, losses, masking
+from bert_jax import config
 from bert_jax.config import check_types, require
-from bert_jax.corpus import Corpus
-from bert_jax.pairing import PairExamples, unigram_entropy
+from bert_jax.corpus.pairing import PairExamples, unigram_entropy
+from bert_jax.corpus.store import Corpus
+from bert_jax.model import heads, losses, masking
 from bert_jax.tasks.base import FINE_TUNED, Batch, Context, Pair, Source, Task, Vocabulary, inputs
-from bert_jax.tokenizer import Tokenizer
+from bert_jax.text.tokenizer import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)

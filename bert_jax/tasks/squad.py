@@ -17,8 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from bert_jax import config, heads, losses, scores, tables
+from bert_jax import config
 from bert_jax.config import check_types, require
+from bert_jax.model import heads, losses
+from bert_jax.tasks import scores, tables
 from bert_jax.tasks.base import Batch, Context, Outputs, Pair, Source, Task, inputs
 from bert_jax.tasks.windows import Question, Windows, read, require_distinct
 

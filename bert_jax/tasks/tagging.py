@@ -19,12 +19,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bert_jax import config, features, heads, losses, scores, tables
+from bert_jax import config
 from bert_jax.config import check_types, require
-from bert_jax.features import Frozen
+from bert_jax.model import features, heads, losses
+from bert_jax.model.features import Frozen
 from bert_jax.tasks import columns as files
+from bert_jax.tasks import scores, tables
 from bert_jax.tasks.base import Arrays, Batch, Context, Outputs, Pair, Source, Task, inputs
-from bert_jax.tokenizer import Tokenizer
+from bert_jax.text.tokenizer import Tokenizer
 
 CONLL2003 = ("O", *(f"{mark}-{kind}" for kind in ("PER", "ORG", "LOC", "MISC") for mark in "BI"))
 UPOS = (

@@ -11,8 +11,9 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from bert_jax import arrow, decoding, encoding, tables
-from bert_jax.tokenizer import Tokenizer
+from bert_jax.tasks import tables
+from bert_jax.text import arrow, decoding, encoding
+from bert_jax.text.tokenizer import Tokenizer
 
 
 class Question(NamedTuple):

@@ -11,9 +11,10 @@ import safetensors.numpy
 import tokenizers
 from absl import logging
 
-from bert_jax import config, tokenizer, tokenizer_files
+from bert_jax import config
 from bert_jax.config import require
-from bert_jax.tokenizer import Tokenizer, WordPiece
+from bert_jax.text import tokenizer, tokenizer_files
+from bert_jax.text.tokenizer import Tokenizer, WordPiece
 from bert_jax.weights import names, storage
 from bert_jax.weights.names import Pooling, Published
 from bert_jax.weights.storage import Canonical

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from bert_jax import config, tokenizer
+from bert_jax import config
 from bert_jax.config import nearest, require
-from bert_jax.tokenizer import Tokenizer, WordPiece
+from bert_jax.text import tokenizer
+from bert_jax.text.tokenizer import Tokenizer, WordPiece
 from bert_jax.weights import names
 from bert_jax.weights.names import Published
 

@@ -16,8 +16,8 @@ from typing import Any
 
 from absl import app, flags
 
-from bert_jax import launch
 from bert_jax.config import nearest
+from bert_jax.tpu import launch
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("name", "", "The name of the request and its slice.")
