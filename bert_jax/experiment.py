@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 
 from bert_jax import config, definitions, files, provenance
-from bert_jax.config import check_types, require
+from bert_jax.config import check_types, nearest, require
 from bert_jax.tasks.base import Batch, Context, Pair, Source, Task
 from bert_jax.tasks.choice import Choose
 from bert_jax.tasks.classify import Classify

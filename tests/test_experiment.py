@@ -111,6 +111,11 @@ def test_another_process_reads_the_weights_of_a_run_whose_class_it_lacks(
     assert done.returncode == 0, done.stderr
 
 
+def test_a_class_of_nobody_knows_where_is_named_with_the_nearest() -> None:
+    said = str(UnknownTask({"is": "Classfy"}, "").lacking())
+    assert "class Classfy, which is not known here; import it first (did you mean 'Classify'?" in said
+
+
 def test_no_code_of_a_workdir_is_run(tmp_path: pathlib.Path, tiny: Experiment) -> None:
     """Its config.json may name a file, or a module: neither is run."""
     (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'executed')!r}, 'w')")

@@ -219,13 +219,13 @@ def test_another_corpus_is_not_overwritten(half, source, vocabulary, tmp_path, m
 
 def test_an_input_that_changed_after_a_stop_is_noticed(source, vocabulary, tmp_path, monkeypatch):
     documents = list(readers.documents([str(source)]))
-    monkeypatch.setattr(text, "documents", lambda sources, **_: iter(documents))
+    monkeypatch.setattr(readers, "documents", lambda sources, **_: iter(documents))
     with monkeypatch.context() as patch:
         stop_at(patch, 25, KeyboardInterrupt())
         with pytest.raises(KeyboardInterrupt):
             build(["python-docs"], vocabulary, tmp_path / "corpus", workers=1)
     for changed in (documents[1:], documents[:10]):  # as if a package had gone
-        monkeypatch.setattr(text, "documents", lambda sources, changed=changed, **_: iter(changed))
+        monkeypatch.setattr(readers, "documents", lambda sources, changed=changed, **_: iter(changed))
         with pytest.raises(ValueError, match=r"the input has changed since .* stopped: document 25 was .*txt:"):
             build(["python-docs"], vocabulary, tmp_path / "corpus", workers=1)
 
@@ -411,7 +411,7 @@ def test_pickled_by_its_path(source, vocabulary, tmp_path):
 
 
 def test_workers_import_no_jax():
-    code = "import sys, bert_jax.building, bert_jax.pairing; sys.exit('jax' in sys.modules)"
+    code = "import sys, bert_jax.corpus.building, bert_jax.corpus.pairing; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY).returncode == 0
 
 

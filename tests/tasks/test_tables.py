@@ -150,7 +150,7 @@ def test_messages_are_built_for_bad_data_alone(tmp_path: pathlib.Path, monkeypat
     assert Choose(train="", endings=("end", "sent1")).read("")[49].label == 1
 
     monkeypatch.undo()
-    for reader in (tables, text):
+    for reader in (tables, readers):
         monkeypatch.setattr(reader, "nearest", lambda *_: f"{name}")
     path = write(tmp_path, (json.dumps({"text": "a b"}) + "\n") * 50, "file.jsonl")
     assert len(cells(path, "text")) == len(list(readers.documents([path]))) == 50

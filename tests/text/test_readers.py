@@ -98,7 +98,7 @@ def test_line_ends_and_marks(tmp_path: pathlib.Path) -> None:
 
 
 def test_long_documents_are_cut(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(text, "LONGEST", 50)
+    monkeypatch.setattr(readers, "LONGEST", 50)
     lines = [f"line {i} é" for i in range(40)]
     found = read(write(tmp_path / "a.txt", "\n".join(lines)))
     assert all(len(document.text) <= 50 for document in found)
