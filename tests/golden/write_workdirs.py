@@ -23,7 +23,28 @@ from bert_jax.tasks.classify import Classify
 from bert_jax.tasks.pretrain import Pretrain
 from bert_jax.tasks.tagging import Tag
 
-WORDS = "the cat dog bird sat ran sang on in mat park song far away then it came home again loud".split()
+WORDS = [
+    "the",
+    "cat",
+    "dog",
+    "bird",
+    "sat",
+    "ran",
+    "sang",
+    "on",
+    "in",
+    "mat",
+    "park",
+    "song",
+    "far",
+    "away",
+    "then",
+    "it",
+    "came",
+    "home",
+    "again",
+    "loud",
+]
 NEVER = config.Every(log=10, evaluate=0, checkpoint=0, keep=1)
 
 
