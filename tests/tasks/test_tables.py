@@ -8,6 +8,7 @@ import pathlib
 
 import pytest
 
+from bert_jax import experiment
 from bert_jax.tasks import tables
 from bert_jax.tasks.choice import Choose
 from bert_jax.tasks.classify import Classify
@@ -221,3 +222,15 @@ def test_rows_without_a_label_are_left_out_and_counted(tmp_path: pathlib.Path, m
     rows = write(tmp_path, "sent1\tend0\tend1\tlabel\na\tb\tc\t-1\na\tb\tc\t1\n")
     choose = Choose(train="", context="sent1", start="", endings=("end0", "end1"), unlabelled=("-1",))
     assert [one.label for one in choose.read(rows)] == [1]
+
+
+def test_snli_s_own_files_are_read(tmp_path: pathlib.Path) -> None:
+    """As published: the annotators' labels beside the gold one, which is "-" where they do not agree."""
+    row = {"annotator_labels": ["neutral"], "captionID": "1", "pairID": "1r1n", "sentence1": "A.", "sentence2": "B."}
+    rows = [{**row, "gold_label": gold} for gold in ("neutral", "-", "entailment", "contradiction")]
+    path = write(tmp_path, "".join(json.dumps(one) + "\n" for one in rows), "snli_1.0_dev.jsonl")
+    task = experiment.load("snli").task
+    assert isinstance(task, Classify)
+    assert [(one.texts, task.labels[int(one.label)]) for one in task.read(path)] == [
+        (("A.", "B."), label) for label in ("neutral", "entailment", "contradiction")
+    ]
