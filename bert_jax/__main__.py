@@ -79,7 +79,6 @@ def main(argv: Sequence[str], changes: dict[str, str]) -> int:
     from bert_jax.studies import sweep
     from bert_jax.training import describe, hosts, metrics, planning, train  # --help needs no JAX
 
-    startup.log_warnings()
     startup.keep_programs(_CACHE_DIR.value)
     if _MULTIHOST.value:
         hosts.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)

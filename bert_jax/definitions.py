@@ -39,6 +39,7 @@ def find(path: str) -> pathlib.Path:
     ours = EXPERIMENTS / inner.with_suffix(".py")
     if not given.is_absolute() and ours.is_file():
         return ours
+    require(not given.is_dir(), f"{path} is a folder: name a Python file in it")
     raise ValueError(f"there is no file {path}; of experiments/, {nearest(given.stem, names())}")
 
 

@@ -21,8 +21,13 @@ def run(main: Callable[[list[str]], Any], argv: list[str] | None = None) -> None
 
     Ctrl-C ends it in a line, wherever it is at; a reader that closes the pipe, without one.
     """
+
+    def logged(arguments: list[str]) -> Any:
+        log_warnings()  # after the flags, which set what absl logs
+        return main(arguments)
+
     try:
-        app.run(main, argv=argv)
+        app.run(logged, argv=argv)
     except KeyboardInterrupt:
         print("stopped by SIGINT; run the same command again", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)

@@ -34,7 +34,6 @@ def main(argv: list[str], changes: dict[str, str] | None = None) -> None:
     from bert_jax.inference import evaluate
     from bert_jax.weights import pretrained  # after the flags: --help needs no JAX
 
-    startup.log_warnings()
     startup.keep_programs(_CACHE_DIR.value)
     where = {"data_dir": _DATA_DIR.value, "cache_dir": _CACHE_DIR.value, "output": _OUTPUT.value or ""}
     try:

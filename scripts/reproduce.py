@@ -54,7 +54,6 @@ def main(argv: list[str], changes: dict[str, str], tuning: dict[str, str]) -> in
     from bert_jax.studies import reproduce, results, study
     from bert_jax.training import metrics, train
 
-    startup.log_warnings()
     startup.keep_programs(CACHE_DIR.value)
     console = rich.console.Console(highlight=False, width=None if sys.stdout.isatty() else 200)
     try:

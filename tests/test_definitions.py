@@ -147,6 +147,9 @@ def test_ours_are_had_by_name(tmp_path: pathlib.Path, monkeypatch: pytest.Monkey
     for name in ("sst2", "sst2.py", "experiments/sst2.py", "experiments/sst2"):
         assert definitions.find(name) == ours
     assert sweep.load_grid("experiments/grids/paper.py") == sweep.load_grid("grids/paper")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(ValueError, match="folder is a folder: name a Python file in it"):
+        definitions.find("folder")
     (tmp_path / "sst2.py").write_text("")
     assert definitions.find("sst2.py") == tmp_path / "sst2.py"
     for absent in ("sst", "experiments/sst.py", "elsewhere/sst2.py", str(tmp_path / "sst.py")):

@@ -112,6 +112,9 @@ def answers(model: Model, lines: Sequence[Line], top: int = 5, null_threshold: f
       ValueError: that says what the model lacks.
     """
     task = model.experiment.task
+    require(
+        null_threshold is None or isinstance(task, Squad), "null_threshold is of question answering: leave it out here"
+    )
     rows = _Rows(lines)
     names, optional = ["text"], []
     if isinstance(task, Classify):

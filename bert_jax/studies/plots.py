@@ -41,8 +41,11 @@ def draw(runs: Mapping[str, str], names: Sequence[str], output: str, split: str 
       split: "validation" or "train".
 
     Raises:
-      ValueError: where no run has one of the metrics.
+      ValueError: where no run has one of the metrics, or a workdir holds none.
     """
+    for workdir in runs.values():
+        there = files.remote(workdir) or (files.path(workdir) / "metrics.jsonl").exists()
+        require(there, f"{workdir} is not a run's workdir: it has no metrics.jsonl")
     figure, panels = plt.subplots(1, len(names), figsize=(5.2 * len(names), 3.8), squeeze=False, layout="constrained")
     for name, panel in zip(names, panels[0], strict=True):
         drawn = 0

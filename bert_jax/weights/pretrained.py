@@ -115,7 +115,7 @@ def find(directory: str) -> str:
     path = str(directory)
     if "://" in path:
         return path
-    folder = pathlib.Path(path).expanduser()
+    folder = given = pathlib.Path(path).expanduser()
     if folder.is_file() or folder.with_name(folder.name + ".index").is_file():
         folder = folder.parent
     snapshots = sorted(one for one in folder.glob("snapshots/*") if one.is_dir())
@@ -136,6 +136,11 @@ def find(directory: str) -> str:
     elif re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path):
         hint = "; nothing is downloaded: get a model of the hub with `hf download NAME`, and name the folder it prints"
     require(folder.exists(), f"there is no directory {path}{hint}")
+    known = ("config.json", "bert_config.json")
+    require(
+        not given.is_file() or any((folder / name).exists() for name in known),
+        f"{path} is a file, and beside it there is neither {' nor '.join(known)}: name the directory of the weights",
+    )
     return path if folder == pathlib.Path(path) else str(folder)
 
 

@@ -75,6 +75,8 @@ def test_a_regression_from_file_to_scores(tiny: Experiment, tmp_path: pathlib.Pa
         model.classify("a")
     check_embeddings(model)
     check_a_bad_line_is_named_and_the_others_are_answered(functools.partial(predict.answers, model))
+    with pytest.raises(ValueError, match="null_threshold is of question answering"):
+        list(predict.answers(model, [(1, "a\tb")], null_threshold=0.5))
 
 
 def check_embeddings(model: Model) -> None:

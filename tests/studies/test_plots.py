@@ -46,6 +46,11 @@ def test_an_ending_that_is_no_format_is_refused(tmp_path: pathlib.Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_what_is_not_a_workdir_is_said(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(ValueError, match=r"nope is not a run's workdir: it has no metrics\.jsonl"):
+        plots.draw({"nope": str(tmp_path / "nope")}, ["accuracy"], str(tmp_path / "curves.png"))
+
+
 def test_a_metric_that_no_run_has_is_said(tmp_path: pathlib.Path) -> None:
     with pytest.raises(ValueError, match="has validation figures named 'mlm_loss'"):
         plots.draw({"one": run(tmp_path, [0.5])}, ["mlm_loss"], str(tmp_path / "curves.png"))

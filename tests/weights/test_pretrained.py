@@ -215,6 +215,12 @@ def test_another_task_s_head_is_left_behind(kind: str, tmp_path: pathlib.Path) -
     np.testing.assert_array_equal(found["classifier"]["dense"]["kernel"], params["classifier"]["dense"]["kernel"])
 
 
+def test_a_file_that_lies_beside_no_weights_is_named(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "notes.txt").write_text("")
+    with pytest.raises(ValueError, match=r"notes\.txt is a file, and beside it there is neither config\.json nor"):
+        pretrained.open(str(tmp_path / "notes.txt"))
+
+
 def test_a_vocabulary_larger_than_the_embedding(tmp_path: pathlib.Path) -> None:
     folder = directory(tmp_path, "BertModel")
     vocabulary(41).save(folder)
